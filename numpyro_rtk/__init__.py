@@ -1,0 +1,1 @@
+"""numpyro_rtk."""

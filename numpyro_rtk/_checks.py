@@ -1,0 +1,52 @@
+"""Checks of arguments, with one wording: what it must be, what it got."""
+
+import numbers
+
+import numpy as np
+
+__all__ = [
+    "check_fraction",
+    "check_non_negative_int",
+    "check_positive",
+    "check_positive_int",
+]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_positive_int(name: str, value: object) -> None:
+    """Raise unless ``value`` is an integer of at least 1."""
+    if not _is_int(value):
+        raise TypeError(f"`{name}` must be an integer; got {value!r}.")
+    if value < 1:  # type: ignore[operator]
+        raise ValueError(f"`{name}` must be at least 1; got {value!r}.")
+
+
+def check_non_negative_int(name: str, value: object) -> None:
+    """Raise unless ``value`` is an integer of at least 0."""
+    if not _is_int(value):
+        raise TypeError(f"`{name}` must be an integer; got {value!r}.")
+    if value < 0:  # type: ignore[operator]
+        raise ValueError(f"`{name}` must be at least 0; got {value!r}.")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise unless ``value`` is a finite real number above 0."""
+    if not _is_real(value):
+        raise TypeError(f"`{name}` must be a real number; got {value!r}.")
+    if not (np.isfinite(value) and value > 0):  # type: ignore[operator, arg-type]
+        raise ValueError(f"`{name}` must be positive and finite; got {value!r}.")
+
+
+def check_fraction(name: str, value: object) -> None:
+    """Raise unless ``value`` is a real number strictly between 0 and 1."""
+    if not _is_real(value):
+        raise TypeError(f"`{name}` must be a real number; got {value!r}.")
+    if not 0 < value < 1:  # type: ignore[operator]
+        raise ValueError(f"`{name}` must be between 0 and 1; got {value!r}.")
