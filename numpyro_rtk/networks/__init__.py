@@ -1,1 +1,15 @@
+"""Learned densities: standardisation, networks and the models made of them."""
 
+from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
+from numpyro_rtk.networks.energy_mlp import EnergyMLP
+from numpyro_rtk.networks.model import EnergyModel, ScoreModel
+from numpyro_rtk.networks.score_mlp import ScoreMLP
+
+__all__ = [
+    "AbstractEnergyNetwork",
+    "AbstractScoreNetwork",
+    "EnergyMLP",
+    "EnergyModel",
+    "ScoreMLP",
+    "ScoreModel",
+]

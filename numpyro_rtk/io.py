@@ -1,0 +1,271 @@
+r"""One safe file for a model: a JSON header and raw arrays, no pickle.
+
+The first line is the header, JSON in ASCII ending in a newline; the arrays follow in
+its order, little-endian and C-contiguous, and nothing after them::
+
+    {"format": "numpyro_rtk model", "version": 1, "model": "EnergyModel",
+     "noise_range": [0.02, 20.0], "network": "EnergyMLP",
+     "hyperparameters": {"event_shape": [2], "width": 64, "depth": 3},
+     "checksum": 2774521917,
+     "arrays": [{"name": ".network.trunk.inward", "dtype": "<f4", "shape": [2, 64]},
+                ...]}
+
+``checksum`` is the CRC-32 of the arrays' bytes. Loading builds the network from its
+hyperparameters, by a name looked up in a fixed table (and in what the caller passes),
+and fills in the arrays: nothing in a file is ever imported or executed.
+"""
+
+import json
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from numpyro_rtk.networks.energy_mlp import EnergyMLP
+from numpyro_rtk.networks.model import EnergyModel, ScoreModel
+from numpyro_rtk.networks.score_mlp import ScoreMLP
+from numpyro_rtk.networks.standardise import GaussianBase
+
+__all__ = ["load", "save"]
+
+_FORMAT = "numpyro_rtk model"
+_VERSION = 1
+_MAX_HEADER_BYTES = 1 << 20
+_MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
+_NETWORKS: dict[str, Any] = {"EnergyMLP": EnergyMLP, "ScoreMLP": ScoreMLP}
+_DTYPES = ("<f2", "<f4", "<f8", "<i4", "<i8", "<u4", "|b1")
+
+
+def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
+    """Write a model to one file, replacing it only once it is complete.
+
+    Args:
+        path: of the file; its folder must exist.
+        model_: an :class:`EnergyModel` or a :class:`ScoreModel`. A network class of
+            your own is written by its name and ``hyperparameters()``; pass the class to
+            :func:`load`.
+
+    Raises:
+        TypeError: for anything but a model, for hyperparameters that JSON does not
+            hold, and for arrays of types that the format does not know.
+    """
+    model_class = type(model_).__name__
+    if _MODELS.get(model_class) is not type(model_):
+        raise TypeError(
+            f"`model_` must be an EnergyModel or a ScoreModel; got {model_class}."
+        )
+    named = _named_arrays(model_)
+    arrays = [np.asarray(array) for _, array in named]
+    arrays = [array.astype(array.dtype.newbyteorder("<")) for array in arrays]
+    for (name, _), array in zip(named, arrays, strict=True):
+        if array.dtype.str not in _DTYPES:
+            raise TypeError(
+                f"`model_` must hold arrays of types {', '.join(_DTYPES)}; got "
+                f"{array.dtype} at {name}."
+            )
+    payload = b"".join(array.tobytes() for array in arrays)
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": model_class,
+        "noise_range": list(model_.noise_range),
+        "network": type(model_.network).__name__,
+        "hyperparameters": model_.network.hyperparameters(),
+        "checksum": zlib.crc32(payload),
+        "arrays": [
+            {"name": name, "dtype": array.dtype.str, "shape": list(array.shape)}
+            for (name, _), array in zip(named, arrays, strict=True)
+        ],
+    }
+    try:
+        line = json.dumps(header)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`hyperparameters()` of {type(model_.network).__name__} must return "
+            f"values that JSON can hold: {error}."
+        ) from None
+    _write_atomically(Path(path), line.encode("ascii") + b"\n" + payload)
+
+
+def load(
+    path: str | os.PathLike, *, networks: Sequence[type] = ()
+) -> EnergyModel | ScoreModel:
+    """Read a model written by :func:`save`, equal to the last bit.
+
+    Args:
+        path: of the file.
+        networks: network classes of your own that the file may name.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        ValueError: for a file that is not a model, is damaged or incomplete, has
+            anything after its end, is of a newer version, or names a network class
+            that is neither built in nor among ``networks``.
+    """
+    path = Path(path)
+    header, payload = _read(path)
+    known = {**_NETWORKS, **{cls.__name__: cls for cls in networks}}
+    if header["network"] not in known:
+        raise ValueError(
+            f"{path} holds a network of class {header['network']!r}, not one of "
+            f"{sorted(known)}. Pass the class: `load(path, networks=[...])`."
+        )
+    if header["model"] not in _MODELS:
+        raise ValueError(f"{path} holds an unknown model {header['model']!r}.")
+    try:
+        template = _template(
+            _MODELS[header["model"]],
+            known[header["network"]],
+            header["hyperparameters"],
+            tuple(float(r) for r in header["noise_range"]),
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged: its header describes no model ({error})."
+        ) from None
+    expected = [(name, tuple(array.shape)) for name, array in _named_arrays(template)]
+    found = [(entry["name"], tuple(entry["shape"])) for entry in header["arrays"]]
+    if expected != found:
+        raise ValueError(
+            f"{path} does not fit its own header: its arrays are not those of "
+            f"{header['network']}."
+        )
+    return _fill(template, _split(payload, header["arrays"]))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header, checked in form, and the bytes of the arrays, checked against it."""
+    foreign = f"{path} is not a numpyro_rtk model file"
+    with path.open("rb") as file:
+        line = file.readline(_MAX_HEADER_BYTES)
+        try:
+            header = json.loads(line.decode("ascii"))
+        except ValueError:
+            raise ValueError(f"{foreign}, or its header is damaged.") from None
+        if not isinstance(header, dict) or header.get("format") != _FORMAT:
+            raise ValueError(f"{foreign}.")
+        version = header.get("version")
+        if version != _VERSION:
+            raise ValueError(
+                f"{path} has format version {version!r}; this numpyro_rtk reads "
+                f"version {_VERSION}. Upgrade numpyro_rtk."
+            )
+        _check_header(path, header)
+        size = sum(_num_bytes(entry) for entry in header["arrays"])
+        payload = file.read(size + 1)
+    if not line.endswith(b"\n") or len(payload) < size:
+        raise ValueError(f"{path} is truncated: its arrays need {size} bytes.")
+    if len(payload) > size:
+        raise ValueError(f"{path} has bytes after the end of its arrays.")
+    if zlib.crc32(payload) != header["checksum"]:
+        raise ValueError(f"{path} is damaged: its arrays do not match their checksum.")
+    return header, payload
+
+
+def _check_header(path: Path, header: dict[str, Any]) -> None:
+    kinds = {
+        "model": str,
+        "noise_range": list,
+        "network": str,
+        "hyperparameters": dict,
+        "checksum": int,
+        "arrays": list,
+    }
+    sound = all(isinstance(header.get(name), kind) for name, kind in kinds.items())
+    sound = sound and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and entry.get("dtype") in _DTYPES
+        and isinstance(entry.get("shape"), list)
+        and all(type(size) is int and size >= 0 for size in entry["shape"])
+        for entry in header["arrays"]
+    )
+    if not sound:
+        raise ValueError(f"{path} is damaged: its header is incomplete.")
+
+
+def _num_bytes(entry: dict[str, Any]) -> int:
+    return math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize
+
+
+def _split(payload: bytes, entries: list[dict[str, Any]]) -> list[np.ndarray]:
+    arrays, start = [], 0
+    for entry in entries:
+        stop = start + _num_bytes(entry)
+        flat = np.frombuffer(payload[start:stop], np.dtype(entry["dtype"]))
+        arrays.append(flat.reshape(entry["shape"]))
+        start = stop
+    return arrays
+
+
+def _template(
+    model_class: Any,
+    network_class: Any,
+    hyperparameters: dict[str, Any],
+    noise_range: tuple[float, ...],
+) -> Any:
+    """A model with shapes in the place of arrays; nothing is computed."""
+    if "event_shape" in hyperparameters:
+        event_shape = hyperparameters["event_shape"]
+        if isinstance(event_shape, list):
+            hyperparameters = {**hyperparameters, "event_shape": tuple(event_shape)}
+
+    def build() -> Any:
+        network = network_class(**hyperparameters, key=jr.key(0))
+        dim = math.prod(network.event_shape)
+        return model_class(
+            network=network,
+            base=GaussianBase(jnp.zeros((dim, dim)), jnp.zeros(dim)),
+            loc=jnp.zeros(network.event_shape),
+            scale=jnp.zeros(network.event_shape),
+            noise_range=noise_range,
+        )
+
+    return eqx.filter_eval_shape(build)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct) or eqx.is_array(leaf)
+
+
+def _named_arrays(model_: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(model_)
+    return [
+        (jax.tree_util.keystr(path), leaf) for path, leaf in leaves if _is_array(leaf)
+    ]
+
+
+def _fill(template: Any, arrays: list[np.ndarray]) -> Any:
+    leaves, structure = jax.tree_util.tree_flatten(template)
+    remaining = iter(arrays)
+    filled = [jnp.asarray(next(remaining)) if _is_array(x) else x for x in leaves]
+    return jax.tree_util.tree_unflatten(structure, filled)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target, then rename: a reader never sees half a file."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0o600 is not the user's choice
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

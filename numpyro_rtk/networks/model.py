@@ -1,0 +1,135 @@
+r"""Learned families of densities ``p_t``, on the user's scale.
+
+With :math:`z = (x - \text{loc}) / \text{scale}` the process is
+:math:`z_t = a_t z_0 + s_t e` and :math:`x_t = \text{loc} + \text{scale}\, z_t`; at
+``t = 0`` it is the data. The models take ``x`` of shape ``batch + event_shape`` on the
+user's scale and ``t`` in OU time, a scalar or broadcastable to ``batch``.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
+from numpyro_rtk.networks.shapes import map_over_batch
+from numpyro_rtk.networks.standardise import GaussianBase
+from numpyro_rtk.noise import noise_variance
+
+__all__ = ["EnergyModel", "ScoreModel"]
+
+
+def _clamped_time(t: jax.Array, smallest_noise: float) -> jax.Array:
+    """``t``, raised to the OU time at which ``r_t`` is ``smallest_noise``."""
+    return jnp.maximum(t, 0.5 * math.log1p(smallest_noise**2))
+
+
+def _log_noise_to_signal(t: jax.Array, largest_noise: float) -> jax.Array:
+    """``log r_t``, at most the log of ``largest_noise``; finite for every t > 0."""
+    log_r = t + 0.5 * jnp.log(noise_variance(t))
+    return jnp.minimum(log_r, math.log(largest_noise))
+
+
+class EnergyModel(eqx.Module):
+    r"""A learned density at every noise level, with its score.
+
+    .. math:: -\log p_t(z) = E_\text{Gauss}(z, t) + a_t^2\, f(z, \log r_t)
+
+    The first term is the exact energy of the Gaussian with the data's covariance after
+    noise, the second a network's. The factor :math:`a_t^2` makes the density Gaussian,
+    and normalised, at the noise end; how the normalising constant moves on the way to
+    the data is part of the training loss
+    (:func:`numpyro_rtk.training.losses.dual_score_matching`).
+
+    Times below that of the smallest trained noise are raised to it; beyond the largest
+    trained noise the network's input stays there while its factor goes on to 0.
+
+    Attributes:
+        network: the learned correction.
+        base: the Gaussian of the standardised data.
+        loc: mean of the data, of ``event_shape``; not trained.
+        scale: standard deviation of the data, of ``event_shape``; not trained.
+        noise_range: smallest and largest trained noise-to-signal ratio.
+    """
+
+    network: AbstractEnergyNetwork
+    base: GaussianBase
+    loc: jax.Array
+    scale: jax.Array
+    noise_range: tuple[float, float] = eqx.field(static=True)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.network.event_shape
+
+    def log_density(self, x: jax.Array, t: jax.Array | float) -> jax.Array:
+        """Log density of ``x_t``, of shape ``batch``, on the user's scale."""
+        return map_over_batch(self._log_density, self.event_shape, x, t)
+
+    def score(self, x: jax.Array, t: jax.Array | float) -> jax.Array:
+        """Gradient of :meth:`log_density` in ``x``, of the shape of ``x``."""
+        return map_over_batch(jax.grad(self._log_density), self.event_shape, x, t)
+
+    def log_density_and_score(
+        self, x: jax.Array, t: jax.Array | float
+    ) -> tuple[jax.Array, jax.Array]:
+        """Both, from one pass through the network and back."""
+        both = jax.value_and_grad(self._log_density)
+        return map_over_batch(both, self.event_shape, x, t)
+
+    def energy_standardised(self, z: jax.Array, t: jax.Array) -> jax.Array:
+        """``-log p_t(z)`` on the standardised scale; ``z`` (event_shape), ``t`` ()."""
+        log_r = _log_noise_to_signal(t, self.noise_range[1])
+        correction = jnp.exp(-2.0 * t) * self.network(z, log_r)
+        return self.base.energy(jnp.ravel(z), t) + correction
+
+    def _log_density(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        t = _clamped_time(t, self.noise_range[0])
+        energy = self.energy_standardised((x - self.loc) / self.scale, t)
+        return -energy - jnp.sum(jnp.log(self.scale))
+
+
+class ScoreModel(eqx.Module):
+    r"""A learned score at every noise level, without a density.
+
+    .. math:: \nabla \log p_t(z) = -\nabla E_\text{Gauss}(z, t)
+              + \frac{a_t}{s_t}\, f(z, \log r_t)
+
+    Where a log density is needed (acceptance, weights, exchanges, ``log_prob``), train
+    an :class:`EnergyModel`. Times are treated as there.
+
+    Attributes:
+        network: the learned correction.
+        base: the Gaussian of the standardised data.
+        loc: mean of the data, of ``event_shape``; not trained.
+        scale: standard deviation of the data, of ``event_shape``; not trained.
+        noise_range: smallest and largest trained noise-to-signal ratio.
+    """
+
+    network: AbstractScoreNetwork
+    base: GaussianBase
+    loc: jax.Array
+    scale: jax.Array
+    noise_range: tuple[float, float] = eqx.field(static=True)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.network.event_shape
+
+    def score(self, x: jax.Array, t: jax.Array | float) -> jax.Array:
+        """Gradient in ``x`` of the log density of ``x_t``, of the shape of ``x``."""
+        return map_over_batch(self._score, self.event_shape, x, t)
+
+    def score_standardised(self, z: jax.Array, t: jax.Array) -> jax.Array:
+        """The score on the standardised scale; ``z`` (event_shape), ``t`` ()."""
+        log_r = _log_noise_to_signal(t, self.noise_range[1])
+        base = self.base.score(jnp.ravel(z), t).reshape(z.shape)
+        ratio = jnp.exp(-t) / jnp.sqrt(noise_variance(t))
+        return base + ratio * self.network(z, log_r)
+
+    def _score(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        t = _clamped_time(t, self.noise_range[0])
+        return self.score_standardised((x - self.loc) / self.scale, t) / self.scale

@@ -1,0 +1,60 @@
+"""A vector score network."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from numpyro_rtk._checks import check_positive_int
+from numpyro_rtk.networks.base import AbstractScoreNetwork
+from numpyro_rtk.networks.shapes import as_event_shape
+from numpyro_rtk.networks.trunk import Trunk
+
+__all__ = ["ScoreMLP"]
+
+
+class ScoreMLP(AbstractScoreNetwork):
+    """Residual perceptron with one number out per coordinate: a correction to a score.
+
+    Cheaper than an energy (no backward pass), but it has no density: nothing can be
+    accepted, weighted or exchanged with it.
+
+    Attributes:
+        event_shape: shape of one sample; its coordinates are flattened.
+        trunk: the hidden layers.
+        readout: ``(width, dim)``.
+    """
+
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    trunk: Trunk
+    readout: jax.Array
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...] | int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        key: jax.Array,
+    ):
+        check_positive_int("width", width)
+        check_positive_int("depth", depth)
+        self.event_shape = as_event_shape(event_shape)
+        dim = math.prod(self.event_shape)
+        self.trunk = Trunk(dim, width, depth, key)
+        self.readout = jnp.zeros((width, dim), jnp.float32)
+
+    def __call__(self, z: jax.Array, log_r: jax.Array) -> jax.Array:
+        """Map ``z`` (event_shape) and ``log_r`` () to an array of ``event_shape``."""
+        out = self.trunk(jnp.ravel(z), log_r) @ self.readout
+        return out.reshape(self.event_shape)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The constructor's arguments, except ``key``."""
+        return {
+            "event_shape": list(self.event_shape),
+            "width": self.readout.shape[0],
+            "depth": self.trunk.hidden.shape[0] + 1,
+        }

@@ -1,0 +1,110 @@
+"""Checks of the training data, each with its remedy."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+__all__ = ["MIN_SAMPLES", "check_key", "check_samples", "split_rows"]
+
+MIN_SAMPLES = 10
+_MAX_REPEATED = 0.1
+
+
+def check_key(key: object) -> jax.Array:
+    """A typed key from a typed or a legacy (uint32) one.
+
+    Raises:
+        TypeError: for anything else, a batch of keys included.
+    """
+    message = "`key` must be one JAX random key, such as `jax.random.key(0)`; got {}."
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(message.format(repr(key)))
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape != ():
+            raise TypeError(message.format(f"keys of shape {key.shape}"))
+        return jnp.asarray(key)
+    legacy_shape = jr.key_data(jr.key(0)).shape
+    if key.dtype != np.uint32 or key.shape != legacy_shape:
+        raise TypeError(
+            message.format(f"an array of shape {key.shape} and type {key.dtype}")
+        )
+    return jr.wrap_key_data(jnp.asarray(key))
+
+
+def check_samples(samples: object) -> np.ndarray:
+    """The samples as a float64 array ``(n, *event_shape)``, or a clear refusal.
+
+    Raises:
+        TypeError: unless they are an array of floating point numbers.
+        ValueError: where a density cannot be learned from them: no rows axis, too few
+            rows, values that are not finite, coordinates that never change.
+    """
+    if isinstance(samples, dict):
+        raise TypeError(
+            "`samples` must be one array of shape (n, *event_shape); got a dict of "
+            f"{sorted(map(str, samples))}. Flatten and concatenate its arrays."
+        )
+    array = np.asarray(samples)
+    if not np.issubdtype(array.dtype, np.floating):
+        # bfloat16 and its kin are no subtype of np.floating
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                "`samples` must be floating point numbers: discrete values have no "
+                f"density; got an array of type {array.dtype}. Use "
+                "`samples.astype(float)` and add noise of the size of one step "
+                "(dequantisation)."
+            )
+    if array.ndim == 0:
+        raise ValueError(
+            "`samples` must have shape (n, *event_shape), one row for each sample; got "
+            "a scalar."
+        )
+    if array.shape[0] < MIN_SAMPLES:
+        raise ValueError(
+            f"`samples` must have at least {MIN_SAMPLES} rows; got shape {array.shape}."
+        )
+    if array.size == 0:
+        raise ValueError(
+            f"`samples` must have at least one coordinate; got shape {array.shape}."
+        )
+    array = array.astype(np.float64)
+    _check_finite(array)
+    _check_variation(array)
+    return array
+
+
+def split_rows(
+    key: jax.Array, num_rows: int, fraction: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and of validation rows, at least two of each."""
+    order = np.asarray(jr.permutation(key, num_rows))
+    held_out = min(max(round(fraction * num_rows), 2), num_rows - 2)
+    return order[held_out:], order[:held_out]
+
+
+def _check_finite(samples: np.ndarray) -> None:
+    bad = ~np.isfinite(samples)
+    if np.any(bad):
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"`samples` must be finite; got {int(bad.sum())} NaN or infinite values in "
+            f"{int(bad.reshape(len(bad), -1).any(axis=1).sum())} of {len(bad)} rows, "
+            f"the first at index {first}. Remove these rows."
+        )
+
+
+def _check_variation(samples: np.ndarray) -> None:
+    spread = np.std(samples, axis=0)
+    size = np.max(np.abs(samples), axis=0)
+    constant = spread <= 1e-6 * size  # beyond the resolution of float32
+    if np.any(constant):
+        where = [tuple(int(i) for i in index) for index in np.argwhere(constant)]
+        shown = ", ".join(str(index) for index in where[:8])
+        more = f" and {len(where) - 8} more" if len(where) > 8 else ""
+        raise ValueError(
+            f"`samples` must vary in every coordinate; got {len(where)} constant "
+            f"(or constant up to float32 rounding) at index {shown}{more}. A density "
+            "does not exist there: drop these coordinates, subtract a large offset, or "
+            "add noise (dequantisation)."
+        )

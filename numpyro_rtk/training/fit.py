@@ -1,0 +1,304 @@
+"""``fit``: from samples to a learned density."""
+
+import os
+import time
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from numpyro_rtk._checks import check_fraction, check_positive, check_positive_int
+from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
+from numpyro_rtk.networks.energy_mlp import EnergyMLP
+from numpyro_rtk.networks.model import EnergyModel, ScoreModel
+from numpyro_rtk.networks.standardise import fit_gaussian_base, fit_loc_and_scale
+from numpyro_rtk.training.data import check_key, check_samples, split_rows
+from numpyro_rtk.training.loop import (
+    TrainState,
+    build_run_steps,
+    build_validation,
+    draw_noise_levels,
+)
+from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
+
+__all__ = ["fit"]
+
+_NOISE_RANGE = (0.02, 20.0)
+_NUM_VALIDATION_POINTS = 4096
+_STEPS_PER_CALL = 250
+
+
+def fit(
+    key: jax.Array,
+    samples: Any,
+    *,
+    network: AbstractEnergyNetwork | AbstractScoreNetwork | None = None,
+    num_steps: int = 6000,
+    batch_size: int = 512,
+    learning_rate: float = 2e-3,
+    validation_fraction: float = 0.1,
+    patience: int | None = 8,
+    ema_decay: float = 0.998,
+    standardise: str = "coordinate",
+    noise_range: tuple[float, float] = _NOISE_RANGE,
+    progress_bar: bool = True,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Learn a density, at every noise level, from samples.
+
+    Args:
+        key: random key, typed or legacy; the result is a function of it.
+        samples: floating point array ``(n, *event_shape)``.
+        network: an energy network, trained by dual score matching, or a score network,
+            trained by denoising score matching. None: an :class:`EnergyMLP` sized from
+            the data.
+        num_steps: optimiser steps, at most.
+        batch_size: noisy points a step.
+        learning_rate: the largest; it rises over the first 5 % of the steps and falls
+            to 0 along a cosine.
+        validation_fraction: of the rows, held out to choose the weights.
+        patience: stop after this many evaluations (one every 250 steps) in a row
+            without a better validation loss; None: never stop early.
+        ema_decay: of the average of the weights, which is what is returned.
+        standardise: ``"coordinate"`` or ``"global"``: one scale for each coordinate,
+            or one for all.
+        noise_range: smallest and largest noise-to-signal ratio, on the standardised
+            scale. Structure finer than the smallest is blurred.
+        progress_bar: shown unless the environment variable CI is set.
+
+    Returns:
+        The model with the best validation loss, an :class:`EnergyModel` or a
+        :class:`ScoreModel`, and the history: arrays ``step``, ``loss``,
+        ``validation_loss`` and ``wall_time`` (seconds), one entry for each evaluation,
+        and the scalars ``best_step`` and ``stopped_early``.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
+        ValueError: for arguments out of range, and for samples that have no density.
+        FloatingPointError: where the loss is not finite before any weights worth
+            returning; later than that, the best weights are returned with a warning,
+            as after an interruption from the keyboard.
+    """
+    start = time.perf_counter()
+    key = check_key(key)
+    _check_options(
+        num_steps=num_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        validation_fraction=validation_fraction,
+        patience=patience,
+        ema_decay=ema_decay,
+        standardise=standardise,
+        noise_range=noise_range,
+    )
+    rows = check_samples(samples)
+    event_shape = rows.shape[1:]
+    key_network, key_split, key_validation, key_steps = jr.split(key, 4)
+    if network is None:
+        network = _default_network(event_shape, rows.shape[0], key_network)
+    _check_network(network, event_shape)
+
+    loc, scale = fit_loc_and_scale(rows, standardise)
+    z = (rows - loc) / scale
+    train, held_out = split_rows(key_split, rows.shape[0], validation_fraction)
+    is_energy = isinstance(network, AbstractEnergyNetwork)
+    model_class = EnergyModel if is_energy else ScoreModel
+    loss_fn = dual_score_matching if is_energy else denoising_score_matching
+    model = model_class(
+        network=network,
+        base=fit_gaussian_base(z.reshape(len(z), -1)),
+        loc=jnp.asarray(loc, jnp.float32),
+        scale=jnp.asarray(scale, jnp.float32),
+        noise_range=(float(noise_range[0]), float(noise_range[1])),
+    )
+    params, static = eqx.partition(network, eqx.is_inexact_array)
+    rebuild = lambda params: eqx.tree_at(
+        lambda model: model.network, model, eqx.combine(params, static)
+    )
+
+    optimiser = _optimiser(learning_rate, num_steps)
+    run_steps = build_run_steps(
+        loss_fn,
+        rebuild,
+        optimiser,
+        batch_size=batch_size,
+        ema_decay=ema_decay,
+        noise_range=model.noise_range,
+    )
+    validate = build_validation(
+        loss_fn,
+        rebuild,
+        *_validation_points(key_validation, z[held_out], model.noise_range),
+    )
+    state = TrainState(params, params, optimiser.init(params), jnp.zeros((), jnp.int32))
+    params, history = _train(
+        key_steps,
+        state,
+        jnp.asarray(z[train], jnp.float32),
+        run_steps,
+        validate,
+        num_steps=num_steps,
+        patience=patience,
+        progress_bar=progress_bar,
+        start=start,
+    )
+    return rebuild(params), history
+
+
+def _train(
+    key: jax.Array,
+    state: TrainState,
+    z: jax.Array,
+    run_steps,
+    validate,
+    *,
+    num_steps: int,
+    patience: int | None,
+    progress_bar: bool,
+    start: float,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Run the steps in calls of a few hundred; the best average of the weights."""
+    record: dict[str, list] = {
+        name: [] for name in ("step", "loss", "validation_loss", "wall_time")
+    }
+    best_params, best_loss, best_step = None, np.inf, 0
+    since_best, stopped_early, done = 0, False, 0
+    bar = tqdm(
+        total=num_steps,
+        desc="fit",
+        unit="step",
+        disable=not progress_bar or bool(os.environ.get("CI")),
+    )
+    try:
+        while done < num_steps and not stopped_early:
+            todo = min(_STEPS_PER_CALL, num_steps - done)
+            state, loss = run_steps(key, state, z, todo)
+            loss, validation_loss = float(loss), float(validate(state.average))
+            if not (np.isfinite(loss) and np.isfinite(validation_loss)):
+                _report_divergence(done + todo, loss, validation_loss, best_params)
+                break
+            done += todo
+            record["step"].append(done)
+            record["loss"].append(loss)
+            record["validation_loss"].append(validation_loss)
+            record["wall_time"].append(time.perf_counter() - start)
+            since_best += 1
+            if validation_loss < best_loss:
+                best_params, best_loss, best_step = state.average, validation_loss, done
+                since_best = 0
+            stopped_early = patience is not None and since_best >= patience
+            bar.update(todo)
+            bar.set_postfix(loss=f"{loss:.4f}", validation=f"{validation_loss:.4f}")
+    except KeyboardInterrupt:
+        if best_params is None:
+            raise
+        warnings.warn(
+            f"`fit` was interrupted after {done} of {num_steps} steps; returning the "
+            f"best weights so far, those of step {best_step}.",
+            UserWarning,
+            stacklevel=3,
+        )
+    finally:
+        bar.close()
+    history = {name: np.asarray(values) for name, values in record.items()}
+    history["best_step"] = np.asarray(best_step)
+    history["stopped_early"] = np.asarray(stopped_early)
+    return best_params, history
+
+
+def _report_divergence(
+    step: int, loss: float, validation_loss: float, best_params: Any
+) -> None:
+    message = (
+        f"training diverged before step {step}: loss {loss}, validation loss "
+        f"{validation_loss}. Lower `learning_rate`, or look for outliers in `samples`."
+    )
+    if best_params is None:
+        raise FloatingPointError(message)
+    warnings.warn(
+        f"{message} Returning the best weights so far.", UserWarning, stacklevel=4
+    )
+
+
+def _default_network(
+    event_shape: tuple[int, ...], num_rows: int, key: jax.Array
+) -> EnergyMLP:
+    """An energy network sized from the data."""
+    del num_rows
+    return EnergyMLP(event_shape, width=128, depth=3, key=key)
+
+
+def _optimiser(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    """Adam with clipped gradients, a linear warm-up and a cosine decay."""
+    warmup = max(1, num_steps // 20)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, warmup, max(num_steps, warmup + 1)
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+
+def _validation_points(
+    key: jax.Array, z: np.ndarray, noise_range: tuple[float, float]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Held-out rows, each several times if they are few, with fixed noise."""
+    key_noise, key_level, key_order = jr.split(key, 3)
+    num = max(_NUM_VALIDATION_POINTS // len(z), 1) * len(z)
+    rows = np.tile(np.arange(len(z)), num // len(z))[:_NUM_VALIDATION_POINTS]
+    z0 = jnp.asarray(z[rows], jnp.float32)
+    e = jr.normal(key_noise, z0.shape, jnp.float32)
+    log_r = draw_noise_levels(key_level, len(rows), noise_range)
+    return z0, e, jr.permutation(key_order, log_r)
+
+
+def _check_network(network: object, event_shape: tuple[int, ...]) -> None:
+    if not isinstance(network, AbstractEnergyNetwork | AbstractScoreNetwork):
+        raise TypeError(
+            "`network` must be an energy network (`EnergyMLP`), a score network "
+            f"(`ScoreMLP`) or None; got {type(network).__name__}. For your own, "
+            "subclass numpyro_rtk.networks.AbstractEnergyNetwork."
+        )
+    if network.event_shape != event_shape:
+        raise ValueError(
+            f"`network` must be made for the event shape of `samples`, {event_shape}; "
+            f"got one for {network.event_shape}."
+        )
+
+
+def _check_options(
+    *,
+    num_steps: object,
+    batch_size: object,
+    learning_rate: object,
+    validation_fraction: object,
+    patience: object,
+    ema_decay: object,
+    standardise: object,
+    noise_range: Any,
+) -> None:
+    check_positive_int("num_steps", num_steps)
+    check_positive_int("batch_size", batch_size)
+    check_positive("learning_rate", learning_rate)
+    check_fraction("validation_fraction", validation_fraction)
+    check_fraction("ema_decay", ema_decay)
+    if patience is not None:
+        check_positive_int("patience", patience)
+    if standardise not in ("coordinate", "global"):
+        raise ValueError(
+            f'`standardise` must be "coordinate" or "global"; got {standardise!r}.'
+        )
+    if not isinstance(noise_range, tuple | list) or len(noise_range) != 2:
+        raise ValueError(
+            "`noise_range` must be the smallest and the largest noise-to-signal ratio; "
+            f"got {noise_range!r}."
+        )
+    for value in noise_range:
+        check_positive("noise_range", value)
+    if noise_range[0] >= noise_range[1]:
+        raise ValueError(
+            f"`noise_range` must increase; got {noise_range!r}. Swap the two."
+        )
