@@ -129,7 +129,7 @@ def load(
             _MODELS[header["model"]],
             known[header["network"]],
             header["hyperparameters"],
-            tuple(float(r) for r in header["noise_range"]),
+            _as_noise_range(header["noise_range"]),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
@@ -196,6 +196,13 @@ def _check_header(path: Path, header: dict[str, Any]) -> None:
         raise ValueError(f"{path} is damaged: its header is incomplete.")
 
 
+def _as_noise_range(values: list[Any]) -> tuple[float, float]:
+    low, high = (float(value) for value in values)
+    if not 0.0 < low < high < math.inf:
+        raise ValueError(f"noise range {values}")
+    return low, high
+
+
 def _num_bytes(entry: dict[str, Any]) -> int:
     return math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize
 
@@ -214,7 +221,7 @@ def _template(
     model_class: Any,
     network_class: Any,
     hyperparameters: dict[str, Any],
-    noise_range: tuple[float, ...],
+    noise_range: tuple[float, float],
 ) -> Any:
     """A model with shapes in the place of arrays; nothing is computed."""
     if "event_shape" in hyperparameters:
