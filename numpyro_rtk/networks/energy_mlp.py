@@ -16,21 +16,25 @@ __all__ = ["EnergyMLP"]
 
 
 class EnergyMLP(AbstractEnergyNetwork):
-    """Residual perceptron with one number out: a correction to an energy.
+    r"""Residual perceptron with one number out: a correction to an energy.
 
-    Starts at zero, so that an untrained model is the Gaussian that fits the data. Its
-    growth in ``z`` is at most linear, so that the quadratic Gaussian base keeps the
-    density integrable.
+    .. math:: f(z, \log r) = w \cdot h + z \cdot P h
+
+    with ``h`` the last hidden state. The second term gives the network the quadratic
+    forms that separate the covariances of modes. Starts at zero, so that an untrained
+    model is the Gaussian that fits the data.
 
     Attributes:
         event_shape: shape of one sample; its coordinates are flattened.
         trunk: the hidden layers.
-        readout: ``(width,)``.
+        readout: ``w``, ``(width,)``.
+        pull: ``P``, transposed, ``(width, dim)``.
     """
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
     trunk: Trunk
     readout: jax.Array
+    pull: jax.Array
 
     def __init__(
         self,
@@ -43,12 +47,16 @@ class EnergyMLP(AbstractEnergyNetwork):
         check_positive_int("width", width)
         check_positive_int("depth", depth)
         self.event_shape = as_event_shape(event_shape)
-        self.trunk = Trunk(math.prod(self.event_shape), width, depth, key)
+        dim = math.prod(self.event_shape)
+        self.trunk = Trunk(dim, width, depth, key)
         self.readout = jnp.zeros(width, jnp.float32)
+        self.pull = jnp.zeros((width, dim), jnp.float32)
 
     def __call__(self, z: jax.Array, log_r: jax.Array) -> jax.Array:
         """Map ``z`` (event_shape) and ``log_r`` () to a scalar."""
-        return self.trunk(jnp.ravel(z), log_r) @ self.readout
+        z = jnp.ravel(z)
+        h = self.trunk(z, log_r)
+        return h @ self.readout + (h @ self.pull) @ z
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments, except ``key``."""

@@ -1,5 +1,1 @@
 """Training of learned densities from samples."""
-
-from numpyro_rtk.training.fit import fit
-
-__all__ = ["fit"]

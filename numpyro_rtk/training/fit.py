@@ -3,14 +3,13 @@
 import os
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from numpyro_rtk._checks import check_fraction, check_positive, check_positive_int
@@ -20,10 +19,13 @@ from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.standardise import fit_gaussian_base, fit_loc_and_scale
 from numpyro_rtk.training.data import check_key, check_samples, split_rows
 from numpyro_rtk.training.loop import (
+    Settings,
     TrainState,
-    build_run_steps,
-    build_validation,
     draw_noise_levels,
+    init,
+    run_steps,
+    validate,
+    with_weights,
 )
 from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
 
@@ -39,9 +41,9 @@ def fit(
     samples: Any,
     *,
     network: AbstractEnergyNetwork | AbstractScoreNetwork | None = None,
-    num_steps: int = 6000,
+    num_steps: int = 4000,
     batch_size: int = 512,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 5e-3,
     validation_fraction: float = 0.1,
     patience: int | None = 8,
     ema_decay: float = 0.998,
@@ -116,57 +118,50 @@ def fit(
         scale=jnp.asarray(scale, jnp.float32),
         noise_range=(float(noise_range[0]), float(noise_range[1])),
     )
-    params, static = eqx.partition(network, eqx.is_inexact_array)
-    rebuild = lambda params: eqx.tree_at(
-        lambda model: model.network, model, eqx.combine(params, static)
+    settings = Settings(
+        learning_rate=jnp.asarray(learning_rate, jnp.float32),
+        num_steps=jnp.asarray(num_steps, jnp.float32),
+        ema_decay=jnp.asarray(ema_decay, jnp.float32),
     )
+    z_train = jnp.asarray(z[train], jnp.float32)
+    points = _validation_points(key_validation, z[held_out], model.noise_range)
 
-    optimiser = _optimiser(learning_rate, num_steps)
-    run_steps = build_run_steps(
-        loss_fn,
-        rebuild,
-        optimiser,
-        batch_size=batch_size,
-        ema_decay=ema_decay,
-        noise_range=model.noise_range,
-    )
-    validate = build_validation(
-        loss_fn,
-        rebuild,
-        *_validation_points(key_validation, z[held_out], model.noise_range),
-    )
-    state = TrainState(params, params, optimiser.init(params), jnp.zeros((), jnp.int32))
-    params, history = _train(
-        key_steps,
-        state,
-        jnp.asarray(z[train], jnp.float32),
-        run_steps,
-        validate,
+    def advance(state: TrainState, todo: int) -> tuple[TrainState, float, float]:
+        todo = jnp.asarray(todo, jnp.int32)
+        state, loss = run_steps(
+            loss_fn, model, state, settings, key_steps, z_train, todo, batch_size
+        )
+        return (
+            state,
+            float(loss),
+            float(validate(loss_fn, model, state.average, *points)),
+        )
+
+    weights, history = _train(
+        advance,
+        init(model),
         num_steps=num_steps,
         patience=patience,
         progress_bar=progress_bar,
         start=start,
     )
-    return rebuild(params), history
+    return with_weights(model, weights), history
 
 
 def _train(
-    key: jax.Array,
+    advance: Callable[[TrainState, int], tuple[TrainState, float, float]],
     state: TrainState,
-    z: jax.Array,
-    run_steps,
-    validate,
     *,
     num_steps: int,
     patience: int | None,
     progress_bar: bool,
     start: float,
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """Run the steps in calls of a few hundred; the best average of the weights."""
+    """Advance a few hundred steps at a time; the best average of the weights."""
     record: dict[str, list] = {
         name: [] for name in ("step", "loss", "validation_loss", "wall_time")
     }
-    best_params, best_loss, best_step = None, np.inf, 0
+    best_weights, best_loss, best_step = None, np.inf, 0
     since_best, stopped_early, done = 0, False, 0
     bar = tqdm(
         total=num_steps,
@@ -177,10 +172,9 @@ def _train(
     try:
         while done < num_steps and not stopped_early:
             todo = min(_STEPS_PER_CALL, num_steps - done)
-            state, loss = run_steps(key, state, z, todo)
-            loss, validation_loss = float(loss), float(validate(state.average))
+            state, loss, validation_loss = advance(state, todo)
             if not (np.isfinite(loss) and np.isfinite(validation_loss)):
-                _report_divergence(done + todo, loss, validation_loss, best_params)
+                _report_divergence(done + todo, loss, validation_loss, best_weights)
                 break
             done += todo
             record["step"].append(done)
@@ -189,13 +183,13 @@ def _train(
             record["wall_time"].append(time.perf_counter() - start)
             since_best += 1
             if validation_loss < best_loss:
-                best_params, best_loss, best_step = state.average, validation_loss, done
-                since_best = 0
+                best_weights, best_loss = state.average, validation_loss
+                best_step, since_best = done, 0
             stopped_early = patience is not None and since_best >= patience
             bar.update(todo)
             bar.set_postfix(loss=f"{loss:.4f}", validation=f"{validation_loss:.4f}")
     except KeyboardInterrupt:
-        if best_params is None:
+        if best_weights is None:
             raise
         warnings.warn(
             f"`fit` was interrupted after {done} of {num_steps} steps; returning the "
@@ -208,17 +202,17 @@ def _train(
     history = {name: np.asarray(values) for name, values in record.items()}
     history["best_step"] = np.asarray(best_step)
     history["stopped_early"] = np.asarray(stopped_early)
-    return best_params, history
+    return best_weights, history
 
 
 def _report_divergence(
-    step: int, loss: float, validation_loss: float, best_params: Any
+    step: int, loss: float, validation_loss: float, best_weights: Any
 ) -> None:
     message = (
         f"training diverged before step {step}: loss {loss}, validation loss "
         f"{validation_loss}. Lower `learning_rate`, or look for outliers in `samples`."
     )
-    if best_params is None:
+    if best_weights is None:
         raise FloatingPointError(message)
     warnings.warn(
         f"{message} Returning the best weights so far.", UserWarning, stacklevel=4
@@ -231,15 +225,6 @@ def _default_network(
     """An energy network sized from the data."""
     del num_rows
     return EnergyMLP(event_shape, width=128, depth=3, key=key)
-
-
-def _optimiser(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Adam with clipped gradients, a linear warm-up and a cosine decay."""
-    warmup = max(1, num_steps // 20)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, warmup, max(num_steps, warmup + 1)
-    )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
 def _validation_points(
@@ -259,8 +244,9 @@ def _check_network(network: object, event_shape: tuple[int, ...]) -> None:
     if not isinstance(network, AbstractEnergyNetwork | AbstractScoreNetwork):
         raise TypeError(
             "`network` must be an energy network (`EnergyMLP`), a score network "
-            f"(`ScoreMLP`) or None; got {type(network).__name__}. For your own, "
-            "subclass numpyro_rtk.networks.AbstractEnergyNetwork."
+            "(`ScoreMLP`) or None, an instance, not the class; got "
+            f"{network!r:.60}. For your own, subclass "
+            "numpyro_rtk.networks.AbstractEnergyNetwork."
         )
     if network.event_shape != event_shape:
         raise ValueError(

@@ -1,0 +1,292 @@
+"""Training: what comes back, when it stops, and what it has learned."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from numpyro_rtk.networks import (
+    AbstractEnergyNetwork,
+    EnergyMLP,
+    EnergyModel,
+    ScoreMLP,
+    ScoreModel,
+)
+from numpyro_rtk.training import fit as fit_module
+from numpyro_rtk.training.fit import fit
+
+QUICK = {"num_steps": 4, "batch_size": 16, "progress_bar": False}
+SAMPLES = np.random.default_rng(0).normal(size=(60, 2)) * [1.0, 5.0] + [3.0, 0.0]
+
+
+def tiny(event_shape=(2,), network_class=EnergyMLP):
+    return network_class(event_shape, width=8, depth=2, key=jr.key(1))
+
+
+def weights(model):
+    return jax.tree.leaves(eqx.filter(model, eqx.is_array))
+
+
+def equal(one, two):
+    pairs = zip(weights(one), weights(two), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("network_class", [EnergyMLP, ScoreMLP])
+@pytest.mark.parametrize("event_shape", [(), (2, 2)])
+def test_model_fits_the_event_shape(network_class, event_shape):
+    samples = np.random.default_rng(0).normal(size=(40, *event_shape)) + 2.0
+    network = tiny(event_shape, network_class)
+    model, history = fit(jr.key(0), samples, network=network, **QUICK)
+    assert type(model) is (ScoreModel if network_class is ScoreMLP else EnergyModel)
+    assert model.event_shape == event_shape
+    assert model.loc.shape == model.scale.shape == event_shape
+    assert {leaf.dtype for leaf in weights(model)} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(model.loc, samples.mean(0), rtol=1e-5)
+    assert set(history) == {
+        *("step", "loss", "validation_loss", "wall_time"),
+        *("best_step", "stopped_early"),
+    }
+    assert all(isinstance(values, np.ndarray) for values in history.values())
+    np.testing.assert_array_equal(history["step"], [4])
+    assert np.isfinite(history["loss"]).all()
+    assert history["best_step"] == 4
+    assert not history["stopped_early"]
+
+
+def test_default_network_is_an_energy():
+    model, _ = fit(jr.key(0), SAMPLES, **{**QUICK, "num_steps": 1})
+    assert isinstance(model.network, EnergyMLP)
+
+
+def test_deterministic_given_the_key():
+    fits = [
+        fit(key, SAMPLES, network=tiny(), **QUICK)[0]
+        for key in (jr.key(3), jr.PRNGKey(3), jr.key(4))
+    ]
+    assert equal(fits[0], fits[1])
+    assert not equal(fits[0], fits[2])
+
+
+def test_location_scale_and_base_are_not_trained():
+    model, _ = fit(jr.key(0), SAMPLES, network=tiny(), **QUICK)
+    other, _ = fit(jr.key(1), SAMPLES, network=tiny(), **{**QUICK, "num_steps": 40})
+    assert not equal(model.network, other.network)
+    assert equal(model.base, other.base)
+    np.testing.assert_array_equal(model.loc, other.loc)
+    np.testing.assert_array_equal(model.scale, other.scale)
+
+
+def test_global_standardisation_has_one_scale():
+    model, _ = fit(jr.key(0), SAMPLES, network=tiny(), standardise="global", **QUICK)
+    expected = np.sqrt(np.mean(SAMPLES.var(0)))
+    np.testing.assert_allclose(model.scale, [expected, expected], rtol=1e-5)
+
+
+def test_early_stopping_returns_the_best_weights():
+    # 20 rows and ten thousand steps: the validation loss must turn.
+    samples = np.random.default_rng(0).normal(size=(20, 2))
+    options = {**QUICK, "num_steps": 10_000, "learning_rate": 0.02}
+    network = EnergyMLP(2, width=32, depth=2, key=jr.key(1))
+    model, history = fit(jr.key(0), samples, network=network, patience=2, **options)
+    assert history["stopped_early"]
+    assert len(history["step"]) < 40
+    best = np.argmin(history["validation_loss"])
+    assert best == len(history["step"]) - 3
+    assert history["best_step"] == history["step"][best]
+    assert np.isfinite(model.log_density(jnp.zeros(2), 0.0))
+
+
+def test_without_patience_all_steps_are_taken():
+    options = {**QUICK, "num_steps": 600, "learning_rate": 0.02}
+    _, history = fit(jr.key(0), SAMPLES, network=tiny(), patience=None, **options)
+    np.testing.assert_array_equal(history["step"], [250, 500, 600])
+    assert not history["stopped_early"]
+    assert np.all(np.diff(history["wall_time"]) > 0.0)
+
+
+def test_divergence_at_once_is_an_error():
+    with pytest.raises(FloatingPointError, match="diverged before step 4.*learning_r"):
+        fit(jr.key(0), SAMPLES, network=tiny(), **{**QUICK, "learning_rate": 1e30})
+
+
+def spoil_after(monkeypatch, calls, spoil):
+    """Let ``spoil`` act on what the compiled steps return, after a few calls."""
+    run_steps, count = fit_module.run_steps, iter(range(1000))
+
+    def run(*arguments):
+        result = run_steps(*arguments)
+        return spoil(result) if next(count) >= calls else result
+
+    monkeypatch.setattr(fit_module, "run_steps", run)
+
+
+def make_nan(result):
+    state, loss = result
+    return jax.tree.map(lambda leaf: leaf * jnp.nan, state), loss
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (make_nan, "diverged before step 750.*Returning the best weights so far"),
+        (interrupt, "interrupted after 500 of 1000 steps; .* best weights so far"),
+    ],
+    ids=["divergence", "interruption"],
+)
+def test_the_best_so_far_survives(monkeypatch, spoil, message):
+    options = {**QUICK, "num_steps": 1000, "learning_rate": 1e-3}
+    spoil_after(monkeypatch, 2, spoil)
+    with pytest.warns(UserWarning, match=message):
+        model, history = fit(jr.key(0), SAMPLES, network=tiny(), **options)
+    np.testing.assert_array_equal(history["step"], [250, 500])
+    assert all(np.isfinite(leaf).all() for leaf in weights(model))
+    assert np.isfinite(model.log_density(jnp.zeros(2), 0.0))
+
+
+def test_interruption_before_anything_is_passed_on(monkeypatch):
+    spoil_after(monkeypatch, 0, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(jr.key(0), SAMPLES, network=tiny(), **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("progress_bar", "ci", "shown"),
+    [(True, None, True), (True, "1", False), (False, None, False)],
+)
+def test_progress_bar(monkeypatch, capsys, progress_bar, ci, shown):
+    monkeypatch.delenv("CI", raising=False)
+    if ci is not None:
+        monkeypatch.setenv("CI", ci)
+    options = {**QUICK, "progress_bar": progress_bar}
+    fit(jr.key(0), SAMPLES, network=tiny(), **options)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert ("validation=" in captured.err) == shown
+
+
+class OwnEnergy(AbstractEnergyNetwork):
+    """A user's own network: a quadratic form that grows at the data end."""
+
+    root: jax.Array
+    event_shape: tuple[int, ...] = eqx.field(static=True, default=(2,))
+
+    def __call__(self, z, log_r):
+        return jnp.sum((self.root @ z) ** 2) * jax.nn.sigmoid(-log_r)
+
+    def hyperparameters(self):
+        return {}
+
+
+def test_own_network():
+    model, _ = fit(jr.key(0), SAMPLES, network=OwnEnergy(0.1 * jnp.eye(2)), **QUICK)
+    assert isinstance(model, EnergyModel)
+    assert not np.array_equal(model.network.root, 0.1 * np.eye(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_steps": 0}, ValueError, "`num_steps` must be at least 1; got 0"),
+        ({"num_steps": 1.5}, TypeError, "`num_steps` must be an integer; got 1.5"),
+        ({"num_steps": True}, TypeError, "`num_steps` must be an integer; got True"),
+        ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1; got 0"),
+        ({"learning_rate": -1.0}, ValueError, "`learning_rate` must be positive"),
+        ({"learning_rate": "a"}, TypeError, "`learning_rate` must be a real number"),
+        ({"validation_fraction": 0.0}, ValueError, "`validation_fraction` must be bet"),
+        ({"validation_fraction": 1}, ValueError, "`validation_fraction` must be betw"),
+        ({"ema_decay": 1.0}, ValueError, "`ema_decay` must be between 0 and 1; got 1"),
+        ({"patience": 0}, ValueError, "`patience` must be at least 1; got 0"),
+        ({"standardise": "none"}, ValueError, "`standardise` must be .*got 'none'"),
+        ({"noise_range": 0.1}, ValueError, "`noise_range` must be the smallest and"),
+        ({"noise_range": (0.1, np.nan)}, ValueError, "`noise_range` must be positive"),
+        ({"noise_range": (2.0, 1.0)}, ValueError, "`noise_range` must increase"),
+        ({"network": 3}, TypeError, "`network` must be an energy network.*got 3"),
+        ({"network": EnergyMLP}, TypeError, "`network` must be .* instance, not the"),
+        (
+            {"network": tiny((3,))},
+            ValueError,
+            r"`network` must be made for the event shape of `samples`, \(2,\)",
+        ),
+        ({"samples": SAMPLES * np.nan}, ValueError, "`samples` must be finite"),
+        ({"key": 0}, TypeError, "`key` must be one JAX random key"),
+    ],
+)
+def test_refusals(options, error, message):
+    arguments = {"key": jr.key(0), "samples": SAMPLES, **QUICK, **options}
+    with pytest.raises(error, match=message):
+        fit(**arguments)
+
+
+# An asymmetric mixture on the line: two narrow modes of weights .3 and .7.
+LINE_WEIGHT, LINE_MEANS, LINE_SD = 0.3, np.array([-4.0, 5.0]), 0.8
+
+
+@pytest.fixture(scope="module")
+def line_model():
+    rng = np.random.default_rng(0)
+    which = (rng.uniform(size=4000) > LINE_WEIGHT).astype(int)
+    samples = LINE_MEANS[which] + LINE_SD * rng.normal(size=4000)
+    model, _ = fit(
+        jr.key(0),
+        samples,
+        network=EnergyMLP((), width=32, depth=2, key=jr.key(1)),
+        num_steps=2500,
+        batch_size=256,
+        learning_rate=5e-3,
+        progress_bar=False,
+    )
+    return model
+
+
+@pytest.mark.parametrize("t", [0.0, 0.1, 1.0])
+def test_learned_density_is_normalised(line_model, t):
+    # The constant is learned, not imposed: 5 % is what 2,500 steps give.
+    grid = jnp.linspace(-25.0, 25.0, 5001)
+    density = jnp.exp(jax.jit(lambda x: line_model.log_density(x, t))(grid))
+    assert abs(np.trapezoid(density, grid) - 1.0) < 0.05
+
+
+def test_learned_modes_have_their_weights(line_model):
+    grid = jnp.linspace(-25.0, 25.0, 5001)
+    density = jnp.exp(jax.jit(lambda x: line_model.log_density(x, 0.0))(grid))
+    left = grid < 0.5
+    weight = np.trapezoid(density[left], grid[left]) / np.trapezoid(density, grid)
+    # The sampling error of the weight itself is sqrt(.3 * .7 / 4000) = .007.
+    assert abs(weight - LINE_WEIGHT) < 0.05
+
+
+def test_learned_density_is_close_to_the_truth(line_model):
+    grid = jnp.asarray(np.r_[np.linspace(-5.5, -2.5, 50), np.linspace(3.5, 6.5, 50)])
+    parts = (
+        np.log([LINE_WEIGHT, 1 - LINE_WEIGHT])
+        - 0.5 * ((np.asarray(grid)[:, None] - LINE_MEANS) / LINE_SD) ** 2
+    )
+    exact = np.logaddexp(*parts.T) - 0.5 * np.log(2 * np.pi * LINE_SD**2)
+    learned = jax.jit(lambda x: line_model.log_density(x, 0.0))(grid)
+    assert np.sqrt(np.mean((learned - exact) ** 2)) < 0.15
+
+
+def test_gaussian_data_give_the_gaussian():
+    # The p = 9 moments from n = 5,000 rows leave an error of sd sqrt(p / n) = .04 in the
+    # log density; the small network, after few steps, up to .1 more.
+    rng = np.random.default_rng(0)
+    root = np.array([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.5, 0.3]])
+    samples = rng.normal(size=(5000, 3)) @ root.T + [10.0, -5.0, 0.0]
+    network = EnergyMLP(3, width=16, depth=2, key=jr.key(1))
+    options = {"num_steps": 500, "batch_size": 128, "progress_bar": False}
+    model, _ = fit(jr.key(0), samples, network=network, **options)
+    x = rng.normal(size=(4000, 3)) @ root.T + [10.0, -5.0, 0.0]
+    covariance = root @ root.T
+    centred = x - [10.0, -5.0, 0.0]
+    exact = -0.5 * np.sum(centred * np.linalg.solve(covariance, centred.T).T, 1)
+    exact -= 0.5 * np.linalg.slogdet(2.0 * np.pi * covariance)[1]
+    error = eqx.filter_jit(model.log_density)(jnp.asarray(x, jnp.float32), 0.0) - exact
+    assert abs(np.mean(error)) < 0.05
+    assert np.std(error) < 0.15
