@@ -30,11 +30,11 @@ from numpyro_rtk.training.fit import fit
 class Mixture:
     """A mixture of Gaussians, in NumPy."""
 
-    def __init__(self, rng: np.random.Generator, dim: int, num: int = 6):
+    def __init__(self, rng: np.random.Generator, dim: int, floor: float, num: int = 6):
         self.weights = rng.dirichlet(np.full(num, 3.0))
         self.means = rng.normal(size=(num, dim))
         roots = rng.normal(size=(num, dim, dim)) / np.sqrt(dim)
-        covariances = roots @ roots.transpose(0, 2, 1) + 0.3 * np.eye(dim)
+        covariances = roots @ roots.transpose(0, 2, 1) + floor * np.eye(dim)
         centred = self.means - self.weights @ self.means
         between = np.mean(self.weights @ centred**2)
         ratio = 0.29**2  # component variance over total variance
@@ -77,9 +77,11 @@ def timed_fit(key, samples, **options):
     return model, history, wall, cpu
 
 
-def mixture_figures(dim: int, num_samples: int, seed: int, **options) -> dict:
+def mixture_figures(
+    dim: int, num_samples: int, seed: int, floor: float, **options
+) -> dict:
     rng = np.random.default_rng(seed)
-    truth = Mixture(rng, dim)
+    truth = Mixture(rng, dim, floor)
     samples, _ = truth.draw(rng, num_samples)
     held_out, which = truth.draw(rng, 20_000)
     model, history, wall, cpu = timed_fit(jr.key(seed), samples, **options)
@@ -98,6 +100,7 @@ def mixture_figures(dim: int, num_samples: int, seed: int, **options) -> dict:
         "offset": error.mean(),
         "weights_tv": 0.5 * np.abs(weights - empirical).sum(),
         "score_error": np.mean((np.asarray(score) - exact) ** 2) / np.mean(exact**2),
+        "condition": np.median(np.linalg.cond(truth.covariances)),
         "best_step": int(history["best_step"]),
         "steps": int(history["step"][-1]),
         "wall_s": wall,
@@ -141,13 +144,21 @@ def main() -> None:
     parser.add_argument("target", choices=["mixture", "digits"])
     parser.add_argument("--dim", type=int, default=10)
     parser.add_argument("--num-samples", type=int, default=20_000)
+    parser.add_argument(
+        "--floor",
+        type=float,
+        default=1.0,
+        help="isotropic share of the components' covariances, against 1 for the rest",
+    )
     parser.add_argument("--num-steps", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     options = {"num_steps": args.num_steps} if args.num_steps else {}
     for seed in args.seeds:
         if args.target == "mixture":
-            figures = mixture_figures(args.dim, args.num_samples, seed, **options)
+            figures = mixture_figures(
+                args.dim, args.num_samples, seed, args.floor, **options
+            )
             show(f"mixture d={args.dim} n={args.num_samples} seed={seed}", figures)
         else:
             show(f"digits seed={seed}", digits_figures(seed, **options))

@@ -105,40 +105,30 @@ def fit(
         network = _default_network(event_shape, rows.shape[0], key_network)
     _check_network(network, event_shape)
 
-    loc, scale = fit_loc_and_scale(rows, standardise)
-    z = (rows - loc) / scale
-    train, held_out = split_rows(key_split, rows.shape[0], validation_fraction)
-    is_energy = isinstance(network, AbstractEnergyNetwork)
-    model_class = EnergyModel if is_energy else ScoreModel
-    loss_fn = dual_score_matching if is_energy else denoising_score_matching
-    model = model_class(
-        network=network,
-        base=fit_gaussian_base(z.reshape(len(z), -1)),
-        loc=jnp.asarray(loc, jnp.float32),
-        scale=jnp.asarray(scale, jnp.float32),
-        noise_range=(float(noise_range[0]), float(noise_range[1])),
+    model, z = _build_model(network, rows, standardise, noise_range)
+    loss_fn = (
+        dual_score_matching
+        if isinstance(model, EnergyModel)
+        else denoising_score_matching
     )
+    train, held_out = split_rows(key_split, rows.shape[0], validation_fraction)
+    z_train = jnp.asarray(z[train], jnp.float32)
+    points = _validation_points(key_validation, z[held_out], model.noise_range)
     settings = Settings(
         learning_rate=jnp.asarray(learning_rate, jnp.float32),
         num_steps=jnp.asarray(num_steps, jnp.float32),
         ema_decay=jnp.asarray(ema_decay, jnp.float32),
     )
-    z_train = jnp.asarray(z[train], jnp.float32)
-    points = _validation_points(key_validation, z[held_out], model.noise_range)
 
-    def advance(state: TrainState, todo: int) -> tuple[TrainState, float, float]:
+    def advance(state: TrainState, todo: int) -> tuple[TrainState, jax.Array]:
         todo = jnp.asarray(todo, jnp.int32)
-        state, loss = run_steps(
+        return run_steps(
             loss_fn, model, state, settings, key_steps, z_train, todo, batch_size
-        )
-        return (
-            state,
-            float(loss),
-            float(validate(loss_fn, model, state.average, *points)),
         )
 
     weights, history = _train(
         advance,
+        lambda weights: validate(loss_fn, model, weights, *points),
         init(model),
         num_steps=num_steps,
         patience=patience,
@@ -148,8 +138,29 @@ def fit(
     return with_weights(model, weights), history
 
 
+def _build_model(
+    network: AbstractEnergyNetwork | AbstractScoreNetwork,
+    rows: np.ndarray,
+    standardise: str,
+    noise_range: tuple[float, float],
+) -> tuple[EnergyModel | ScoreModel, np.ndarray]:
+    """The untrained model, and the standardised rows."""
+    loc, scale = fit_loc_and_scale(rows, standardise)
+    z = (rows - loc) / scale
+    parts = {
+        "base": fit_gaussian_base(z.reshape(len(z), -1)),
+        "loc": jnp.asarray(loc, jnp.float32),
+        "scale": jnp.asarray(scale, jnp.float32),
+        "noise_range": (float(noise_range[0]), float(noise_range[1])),
+    }
+    if isinstance(network, AbstractEnergyNetwork):
+        return EnergyModel(network=network, **parts), z
+    return ScoreModel(network=network, **parts), z
+
+
 def _train(
-    advance: Callable[[TrainState, int], tuple[TrainState, float, float]],
+    advance: Callable[[TrainState, int], tuple[TrainState, jax.Array]],
+    evaluate: Callable[[Any], jax.Array],
     state: TrainState,
     *,
     num_steps: int,
@@ -157,11 +168,18 @@ def _train(
     progress_bar: bool,
     start: float,
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """Advance a few hundred steps at a time; the best average of the weights."""
+    """Advance a few hundred steps at a time; the best average of the weights.
+
+    The untrained weights take part: on Gaussian data nothing beats the Gaussian base.
+    """
     record: dict[str, list] = {
         name: [] for name in ("step", "loss", "validation_loss", "wall_time")
     }
-    best_weights, best_loss, best_step = None, np.inf, 0
+    best_weights, best_loss, best_step = (
+        state.average,
+        float(evaluate(state.average)),
+        0,
+    )
     since_best, stopped_early, done = 0, False, 0
     bar = tqdm(
         total=num_steps,
@@ -172,9 +190,10 @@ def _train(
     try:
         while done < num_steps and not stopped_early:
             todo = min(_STEPS_PER_CALL, num_steps - done)
-            state, loss, validation_loss = advance(state, todo)
+            state, loss = advance(state, todo)
+            loss, validation_loss = float(loss), float(evaluate(state.average))
             if not (np.isfinite(loss) and np.isfinite(validation_loss)):
-                _report_divergence(done + todo, loss, validation_loss, best_weights)
+                _report_divergence(done + todo, loss, validation_loss, best_step)
                 break
             done += todo
             record["step"].append(done)
@@ -189,7 +208,7 @@ def _train(
             bar.update(todo)
             bar.set_postfix(loss=f"{loss:.4f}", validation=f"{validation_loss:.4f}")
     except KeyboardInterrupt:
-        if best_weights is None:
+        if done == 0:
             raise
         warnings.warn(
             f"`fit` was interrupted after {done} of {num_steps} steps; returning the "
@@ -206,16 +225,18 @@ def _train(
 
 
 def _report_divergence(
-    step: int, loss: float, validation_loss: float, best_weights: Any
+    step: int, loss: float, validation_loss: float, best_step: int
 ) -> None:
     message = (
         f"training diverged before step {step}: loss {loss}, validation loss "
         f"{validation_loss}. Lower `learning_rate`, or look for outliers in `samples`."
     )
-    if best_weights is None:
+    if best_step == 0:
         raise FloatingPointError(message)
     warnings.warn(
-        f"{message} Returning the best weights so far.", UserWarning, stacklevel=4
+        f"{message} Returning the best weights so far, those of step {best_step}.",
+        UserWarning,
+        stacklevel=4,
     )
 
 

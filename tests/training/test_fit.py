@@ -17,8 +17,18 @@ from numpyro_rtk.networks import (
 from numpyro_rtk.training import fit as fit_module
 from numpyro_rtk.training.fit import fit
 
-QUICK = {"num_steps": 4, "batch_size": 16, "progress_bar": False}
-SAMPLES = np.random.default_rng(0).normal(size=(60, 2)) * [1.0, 5.0] + [3.0, 0.0]
+QUICK = {"num_steps": 60, "batch_size": 16, "progress_bar": False}
+
+
+def draw_clusters(num, event_shape):
+    """Two tight clusters: a few steps are enough to beat the Gaussian base."""
+    rng = np.random.default_rng(0)
+    side = np.where(rng.uniform(size=num) < 0.3, -2.0, 1.0)
+    centre = side.reshape(num, *(1 for _ in event_shape))
+    return 5.0 + centre + 0.1 * rng.normal(size=(num, *event_shape))
+
+
+SAMPLES = draw_clusters(60, (2,)) * [1.0, 5.0]
 
 
 def tiny(event_shape=(2,), network_class=EnergyMLP):
@@ -37,7 +47,7 @@ def equal(one, two):
 @pytest.mark.parametrize("network_class", [EnergyMLP, ScoreMLP])
 @pytest.mark.parametrize("event_shape", [(), (2, 2)])
 def test_model_fits_the_event_shape(network_class, event_shape):
-    samples = np.random.default_rng(0).normal(size=(40, *event_shape)) + 2.0
+    samples = draw_clusters(40, event_shape)
     network = tiny(event_shape, network_class)
     model, history = fit(jr.key(0), samples, network=network, **QUICK)
     assert type(model) is (ScoreModel if network_class is ScoreMLP else EnergyModel)
@@ -50,9 +60,9 @@ def test_model_fits_the_event_shape(network_class, event_shape):
         *("best_step", "stopped_early"),
     }
     assert all(isinstance(values, np.ndarray) for values in history.values())
-    np.testing.assert_array_equal(history["step"], [4])
+    np.testing.assert_array_equal(history["step"], [60])
     assert np.isfinite(history["loss"]).all()
-    assert history["best_step"] == 4
+    assert history["best_step"] == 60
     assert not history["stopped_early"]
 
 
@@ -72,7 +82,7 @@ def test_deterministic_given_the_key():
 
 def test_location_scale_and_base_are_not_trained():
     model, _ = fit(jr.key(0), SAMPLES, network=tiny(), **QUICK)
-    other, _ = fit(jr.key(1), SAMPLES, network=tiny(), **{**QUICK, "num_steps": 40})
+    other, _ = fit(jr.key(1), SAMPLES, network=tiny(), **{**QUICK, "num_steps": 80})
     assert not equal(model.network, other.network)
     assert equal(model.base, other.base)
     np.testing.assert_array_equal(model.loc, other.loc)
@@ -87,7 +97,7 @@ def test_global_standardisation_has_one_scale():
 
 def test_early_stopping_returns_the_best_weights():
     # 20 rows and ten thousand steps: the validation loss must turn.
-    samples = np.random.default_rng(0).normal(size=(20, 2))
+    samples = draw_clusters(20, (2,))
     options = {**QUICK, "num_steps": 10_000, "learning_rate": 0.02}
     network = EnergyMLP(2, width=32, depth=2, key=jr.key(1))
     model, history = fit(jr.key(0), samples, network=network, patience=2, **options)
@@ -107,8 +117,16 @@ def test_without_patience_all_steps_are_taken():
     assert np.all(np.diff(history["wall_time"]) > 0.0)
 
 
+def test_untrained_weights_are_kept_where_nothing_is_better():
+    samples = np.random.default_rng(0).normal(size=(20, 2))
+    options = {**QUICK, "num_steps": 250, "learning_rate": 0.1}
+    model, history = fit(jr.key(0), samples, network=tiny(), **options)
+    assert history["best_step"] == 0
+    np.testing.assert_array_equal(model.network.readout, 0.0)
+
+
 def test_divergence_at_once_is_an_error():
-    with pytest.raises(FloatingPointError, match="diverged before step 4.*learning_r"):
+    with pytest.raises(FloatingPointError, match="diverged before step 60.*learning_r"):
         fit(jr.key(0), SAMPLES, network=tiny(), **{**QUICK, "learning_rate": 1e30})
 
 
@@ -274,8 +292,8 @@ def test_learned_density_is_close_to_the_truth(line_model):
 
 
 def test_gaussian_data_give_the_gaussian():
-    # The p = 9 moments from n = 5,000 rows leave an error of sd sqrt(p / n) = .04 in the
-    # log density; the small network, after few steps, up to .1 more.
+    # The p = 9 moments from n = 5,000 rows leave an error of sd sqrt(p / n) = .04 in
+    # the log density; the small network, after few steps, up to .1 more.
     rng = np.random.default_rng(0)
     root = np.array([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.5, 0.3]])
     samples = rng.normal(size=(5000, 3)) @ root.T + [10.0, -5.0, 0.0]
