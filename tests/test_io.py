@@ -43,8 +43,8 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("network_class", [EnergyMLP, ScoreMLP])
-@pytest.mark.parametrize("event_shape", [(), (3,), (2, 2)])
-@pytest.mark.parametrize(("width", "depth"), [(8, 2), (5, 1), (3, 4)])
+@pytest.mark.parametrize("event_shape", [(), (3, 2)])
+@pytest.mark.parametrize(("width", "depth"), [(5, 1), (3, 4)])
 def test_round_trip_is_equal_to_the_last_bit(
     tmp_path, network_class, event_shape, width, depth
 ):

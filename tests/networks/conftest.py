@@ -7,7 +7,7 @@ import pytest
 from numpyro_rtk.networks import EnergyMLP, EnergyModel, ScoreMLP, ScoreModel
 from numpyro_rtk.networks.standardise import GaussianBase
 
-EVENT_SHAPES = {"scalar": (), "vector": (3,), "matrix": (2, 2)}
+EVENT_SHAPES = {"scalar": (), "matrix": (3, 2)}
 
 
 def build_model(kind, event_shape, seed=0):

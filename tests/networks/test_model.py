@@ -31,12 +31,18 @@ def points(event_shape, *batch, seed=3):
 def test_shapes_follow_the_batch(energy_model, score_model, batch, times):
     shape = {"scalar": (), "last": batch[-1:], "full": batch}[times]
     t = jnp.full(shape, 0.3)
-    x = points(energy_model.event_shape, *batch)
-    assert call(energy_model.log_density, x, t).shape == batch
-    assert call(energy_model.score, x, t).shape == x.shape
-    both = call(energy_model.log_density_and_score, x, t)
-    assert [part.shape for part in both] == [batch, x.shape]
-    assert call(score_model.score, x, t).shape == x.shape
+    x = jnp.zeros(batch + energy_model.event_shape)
+
+    def shape_of(method):
+        return jax.tree.map(
+            lambda out: (out.shape, out.dtype), jax.eval_shape(lambda: method(x, t))
+        )
+
+    log_density, point = (batch, jnp.float32), (x.shape, jnp.float32)
+    assert shape_of(energy_model.log_density) == log_density
+    assert shape_of(energy_model.score) == point
+    assert shape_of(energy_model.log_density_and_score) == (log_density, point)
+    assert shape_of(score_model.score) == point
 
 
 def test_batch_equals_one_at_a_time(energy_model, score_model):
