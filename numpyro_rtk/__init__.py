@@ -1,1 +1,14 @@
-"""numpyro_rtk."""
+"""numpyro_rtk: learn a prior from samples, write it in NumPyro, get a correct posterior."""
+
+from numpyro_rtk.io import load as load, save as save
+from numpyro_rtk.kernels.rtk_mala import RTKMALA as RTKMALA
+from numpyro_rtk.kernels.rtk_uld import RTKULD as RTKULD
+from numpyro_rtk.mixture import GaussianMixture as GaussianMixture
+from numpyro_rtk.networks.energy_mlp import EnergyMLP as EnergyMLP
+from numpyro_rtk.networks.model import (
+    EnergyModel as EnergyModel,
+    ScoreModel as ScoreModel,
+)
+from numpyro_rtk.networks.score_mlp import ScoreMLP as ScoreMLP
+from numpyro_rtk.prior import LearnedPrior as LearnedPrior
+from numpyro_rtk.training.fit import fit as fit

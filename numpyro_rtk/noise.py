@@ -22,6 +22,7 @@ from numpyro_rtk._checks import check_positive, check_positive_int
 
 __all__ = [
     "Ladder",
+    "angle_ladder",
     "as_ladder",
     "log_snr_ladder",
     "noise_to_signal",
@@ -58,7 +59,7 @@ def uniform_ladder(num_segments: int, horizon: float = 3.0) -> np.ndarray:
     """Equal segments in OU time: the ladder of the RTK paper (arXiv 2405.16387).
 
     Kept for reproduction. Its last segment is so wide that an inner chain cannot cross
-    between modes in it; :func:`log_snr_ladder` is the better default.
+    between modes in it; :func:`angle_ladder` is the better default.
 
     Args:
         num_segments: K, at least 1.
@@ -90,6 +91,41 @@ def log_snr_ladder(
     Returns:
         Times of shape ``(K + 1,)``, from 0 to ``horizon``.
     """
+    largest_noise = _check_noise_range(num_segments, horizon, smallest_noise)
+    return _from_noise(
+        np.geomspace(smallest_noise, largest_noise, num_segments), horizon
+    )
+
+
+def angle_ladder(
+    num_segments: int, horizon: float = 3.0, smallest_noise: float = 0.1
+) -> np.ndarray:
+    """Levels uniform in the angle ``arctan r_t``: the kernels' default.
+
+    In this angle the signal is a cosine and the noise a sine (the cosine schedule of
+    Nichol & Dhariwal, ICML 2021, arXiv 2102.09672). Against :func:`log_snr_ladder` it
+    puts the levels where the noise is comparable to the data and modes are chosen, not
+    where nearly nothing changes.
+
+    Args:
+        num_segments: K, at least 1.
+        horizon: T, in OU time.
+        smallest_noise: noise-to-signal ratio of the first level above 0, on the
+            standardised scale (1 is the data's standard deviation).
+
+    Returns:
+        Times of shape ``(K + 1,)``, from 0 to ``horizon``.
+    """
+    largest_noise = _check_noise_range(num_segments, horizon, smallest_noise)
+    angles = np.linspace(
+        np.arctan(smallest_noise), np.arctan(largest_noise), num_segments
+    )
+    return _from_noise(np.tan(angles), horizon)
+
+
+def _check_noise_range(
+    num_segments: int, horizon: float, smallest_noise: float
+) -> float:
     check_positive_int("num_segments", num_segments)
     check_positive("horizon", horizon)
     check_positive("smallest_noise", smallest_noise)
@@ -99,11 +135,12 @@ def log_snr_ladder(
             f"`smallest_noise` must be below the horizon's noise-to-signal ratio "
             f"{largest_noise:.3g}; got {smallest_noise!r}."
         )
-    noise = np.geomspace(smallest_noise, largest_noise, num_segments)
-    if num_segments == 1:
-        noise = np.array([largest_noise])
+    return largest_noise
+
+
+def _from_noise(noise: np.ndarray, horizon: float) -> np.ndarray:
     times = 0.5 * np.log1p(noise**2)
-    times[-1] = horizon  # not horizon up to rounding
+    times[-1] = horizon  # not the horizon up to rounding; all there is for one segment
     return np.concatenate([[0.0], times])
 
 
@@ -111,8 +148,8 @@ def as_ladder(ladder: Ladder, num_segments: int) -> np.ndarray:
     """Turn the kernels' ``ladder=`` option into an array of times, checked.
 
     Args:
-        ladder: ``"log_snr"`` (default of the kernels), ``"uniform"`` (the paper's), a
-            function of the number of segments, or the times themselves.
+        ladder: ``"angle"`` (default of the kernels), ``"log_snr"``, ``"uniform"`` (the
+            paper's), a function of the number of segments, or the times themselves.
         num_segments: K; ignored when ``ladder`` gives the times.
 
     Returns:
@@ -122,7 +159,11 @@ def as_ladder(ladder: Ladder, num_segments: int) -> np.ndarray:
         ValueError: unless the times are one-dimensional, finite, start at 0 and
             increase strictly.
     """
-    named = {"log_snr": log_snr_ladder, "uniform": uniform_ladder}
+    named = {
+        "angle": angle_ladder,
+        "log_snr": log_snr_ladder,
+        "uniform": uniform_ladder,
+    }
     if isinstance(ladder, str):
         if ladder not in named:
             raise ValueError(

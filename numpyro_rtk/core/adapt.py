@@ -1,0 +1,80 @@
+"""Warm-up: step sizes by stochastic approximation, and the ordinary sites' scale.
+
+Everything is a pure update of a NamedTuple, frozen once warm-up ends.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Moments", "StepSize", "adapt_step_size", "add_draw", "spread_of"]
+
+_DECAY = 0.6
+_SMALLEST, _LARGEST = 1e-3, 10.0
+
+
+class StepSize(NamedTuple):
+    """Step sizes ``(K,)`` and the running average that warm-up ends with."""
+
+    current: jax.Array
+    log_average: jax.Array
+
+
+def adapt_step_size(
+    state: StepSize,
+    accept_prob: jax.Array,
+    target: float,
+    iteration: jax.Array,
+    num_warmup: int,
+) -> StepSize:
+    """One Robbins-Monro step on the log step size (Andrieu & Thoms 2008).
+
+    The iterates of the second half of warm-up are averaged (Polyak & Ruppert), and the
+    last iteration puts the average in force.
+
+    Args:
+        state: current step sizes.
+        accept_prob: ``(K,)``; segments without inner steps have NaN and stay.
+        target: acceptance probability aimed at.
+        iteration: 0-based.
+        num_warmup: length of warm-up.
+    """
+    gain = jnp.power(iteration + 1.0, -_DECAY)
+    error = jnp.where(jnp.isnan(accept_prob), 0.0, accept_prob - target)
+    log_step = jnp.log(state.current) + gain.astype(error.dtype) * error
+    log_step = jnp.clip(log_step, jnp.log(_SMALLEST), jnp.log(_LARGEST))
+    averaged = iteration - num_warmup // 2 + 1
+    weight = jnp.where(averaged >= 1, 1.0 / jnp.maximum(averaged, 1), 1.0)
+    average = state.log_average + weight * (log_step - state.log_average)
+    is_last = iteration == num_warmup - 1
+    return StepSize(jnp.exp(jnp.where(is_last, average, log_step)), average)
+
+
+class Moments(NamedTuple):
+    """Welford's running moments of vectors ``(n,)``."""
+
+    count: jax.Array
+    mean: jax.Array
+    sum_squares: jax.Array
+
+
+def add_draw(moments: Moments, draw: jax.Array) -> Moments:
+    """Include one more draw."""
+    count = moments.count + 1
+    delta = draw - moments.mean
+    mean = moments.mean + delta / count
+    return Moments(count, mean, moments.sum_squares + delta * (draw - mean))
+
+
+def spread_of(
+    moments: Moments, loc: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation, pulled to ``loc``, ``scale`` while draws are few.
+
+    The former values count as five draws, as in Stan's windowed adaptation.
+    """
+    count, prior = moments.count.astype(scale.dtype), 5.0
+    mean = (count * moments.mean + prior * loc) / (count + prior)
+    variance = (moments.sum_squares + prior * jnp.square(scale)) / (count + prior)
+    return mean, jnp.sqrt(variance)

@@ -1,0 +1,70 @@
+"""What every inner sampler looks like: the same shape, so they are interchangeable.
+
+An inner sampler moves a point under a target given as a :data:`DensityFn`. Each lives in
+a file of its own (``mala.py``, ``uld.py``) as a builder that returns an
+:class:`InnerSampler`. To add one, write one more such file and add it to the table in
+``tests/core/test_inner.py``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_rtk.core.segment import Evaluation
+
+__all__ = ["InnerInfo", "InnerSampler", "accept", "accept_probability"]
+
+# NumPyro's and Stan's threshold for a divergence: an energy error of 1,000 nats.
+_DIVERGENCE = 1000.0
+
+
+class InnerInfo(NamedTuple):
+    """What one step reports; all scalars.
+
+    ``accept_prob`` is 1 for unadjusted steps. ``is_diverging`` marks a step whose target
+    or energy error was not finite or beyond 1,000 nats; such a step is refused when the
+    sampler is adjusted.
+    """
+
+    accept_prob: jax.Array
+    is_accepted: jax.Array
+    is_diverging: jax.Array
+
+
+class InnerSampler(NamedTuple):
+    """An inner sampler.
+
+    Attributes:
+        init: ``(key, position, evaluation) -> state``; evaluates nothing.
+        step: ``(key, state, target, step_size, scale) -> (state, info)``. ``step_size``
+            is dimensionless, ``scale`` ``(dim,)`` the target's spread per coordinate.
+        evals_per_step: evaluations of the target that a step costs.
+        is_adjusted: whether a step leaves the target exactly invariant.
+        uses_energy: whether acceptance reads the log density (not the score alone).
+
+    States are NamedTuples with at least ``position`` and ``evaluation``. An adjusted
+    step is reversible once the auxiliary variables are drawn anew by ``init`` and
+    dropped at the end; the upward pass of the annealed run relies on it.
+    """
+
+    init: Callable[[jax.Array, jax.Array, Evaluation], Any]
+    step: Callable[..., tuple[Any, InnerInfo]]
+    evals_per_step: int
+    is_adjusted: bool
+    uses_energy: bool
+
+
+def accept_probability(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Metropolis probability and divergence flag of a log ratio; NaN is refused."""
+    is_finite = jnp.isfinite(log_ratio)
+    is_diverging = ~is_finite | (log_ratio < -_DIVERGENCE)
+    # +inf (from a state of zero density) must be accepted, NaN and -inf refused.
+    usable = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
+    return jnp.exp(jnp.minimum(usable, 0.0)), is_diverging
+
+
+def accept(is_accepted: jax.Array, proposed: Any, current: Any) -> Any:
+    """``proposed`` where accepted, else ``current``; any pytree."""
+    return jax.tree.map(lambda p, c: jnp.where(is_accepted, p, c), proposed, current)

@@ -1,0 +1,525 @@
+# pyright: reportIncompatibleMethodOverride=false
+"""The MCMC kernel behind ``RTKMALA`` and ``RTKULD``."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key
+
+from numpyro_rtk import paths
+from numpyro_rtk._checks import (
+    check_fraction,
+    check_non_negative_int,
+    check_positive,
+    check_positive_int,
+)
+from numpyro_rtk.core.adapt import (
+    Moments,
+    StepSize,
+    adapt_step_size,
+    add_draw,
+    spread_of,
+)
+from numpyro_rtk.core.annealed import (
+    Plan,
+    Run,
+    anneal_down,
+    metropolised,
+    num_evals,
+)
+from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.segment import Evaluation
+from numpyro_rtk.kernels.problem import Bound, ModelProblem, Problem, ScoreProblem
+from numpyro_rtk.kernels.state import AdaptState, RTKState
+from numpyro_rtk.noise import Ladder, as_ladder
+
+__all__ = ["AnnealedKernel", "Defaults", "is_traced", "steps_per_segment"]
+
+# The pilot that chooses the likelihood's variance c: a grid on the standardised scale.
+_VARIANCE_GRID = np.geomspace(1e-4, 10.0, 11)
+_PILOT_RUNS = 64
+# numpyro.infer.gibbs hands a block its initial values constrained, under this keyword.
+_GIBBS_SITES = "_gibbs_sites"
+
+
+class Defaults(NamedTuple):
+    """Options that differ between unconditional draws and posteriors."""
+
+    num_segments: int
+    num_steps: tuple[int, ...]
+    ladder: Ladder = "angle"
+
+
+SCORE_DEFAULTS = Defaults(num_segments=35, num_steps=(2,))
+MODEL_DEFAULTS = Defaults(num_segments=24, num_steps=(1, 1))
+
+
+def steps_per_segment(
+    num_steps: int | Sequence[int], num_segments: int
+) -> tuple[int, ...]:
+    """The kernels' ``num_steps=`` as one count per segment, lowest first.
+
+    Args:
+        num_steps: an integer for every segment alike, or a sequence from the lowest
+            segment (next to the data) upwards; segments beyond its end get none.
+        num_segments: K.
+
+    Raises:
+        ValueError: for negative counts, or more counts than segments.
+        TypeError: for anything but integers.
+    """
+    if np.ndim(num_steps) == 0:
+        check_non_negative_int("num_steps", num_steps)
+        return (int(num_steps),) * num_segments  # type: ignore[arg-type]
+    counts = list(num_steps)  # type: ignore[arg-type]
+    for count in counts:
+        check_non_negative_int("num_steps", count)
+    if len(counts) > num_segments:
+        raise ValueError(
+            f"`num_steps` must have at most `num_segments` = {num_segments} entries; got "
+            f"{len(counts)}."
+        )
+    return tuple(int(c) for c in counts) + (0,) * (num_segments - len(counts))
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is only known inside a JAX transformation."""
+    return isinstance(value, jax.core.Tracer)
+
+
+class AnnealedKernel(MCMCKernel):
+    """Draws by annealed runs of reverse transition kernels, Metropolised or raw.
+
+    Not used directly: :class:`RTKMALA` and :class:`RTKULD` choose the inner sampler.
+    """
+
+    sample_field = "z"
+
+    def __init__(
+        self,
+        model: Callable | None,
+        *,
+        score: Any,
+        inner: InnerSampler,
+        weighted: bool,
+        num_segments: int | None,
+        num_steps: int | Sequence[int] | None,
+        step_size: float | None,
+        target_accept_prob: float,
+        ladder: Ladder | None,
+        corrected: bool | None,
+        num_candidates: int,
+        path: str | None,
+        setting: str,
+    ):
+        self._problem = _problem(model, score, path)
+        is_model = model is not None
+        defaults = MODEL_DEFAULTS if is_model else SCORE_DEFAULTS
+        if setting == "paper":
+            defaults = Defaults(5, (8,) * 5, "uniform")
+        elif setting != "default":
+            raise ValueError(
+                f'`setting` must be "default" or "paper"; got {setting!r}.'
+            )
+        self._paper_start = setting == "paper"
+        if num_segments is not None:
+            check_positive_int("num_segments", num_segments)
+        check_positive_int("num_candidates", num_candidates)
+        check_fraction("target_accept_prob", target_accept_prob)
+        if step_size is not None:
+            check_positive("step_size", step_size)
+        self._times = as_ladder(
+            defaults.ladder if ladder is None else ladder,
+            defaults.num_segments if num_segments is None else num_segments,
+        )
+        self._num_segments = len(self._times) - 1
+        if num_segments is not None and self._num_segments != num_segments:
+            raise ValueError(
+                f"`ladder` must have `num_segments` + 1 = {num_segments + 1} times; got "
+                f"{len(self._times)}. Give one of the two."
+            )
+        default_steps = defaults.num_steps[: self._num_segments]
+        self._num_steps = steps_per_segment(
+            default_steps if num_steps is None else num_steps, self._num_segments
+        )
+        self._inner = inner
+        self._weighted = weighted
+        self._step_size = step_size
+        self._target_accept_prob = target_accept_prob
+        self._num_candidates = num_candidates
+        self._corrected = (
+            is_model and inner.is_adjusted if corrected is None else corrected
+        )
+        if self._corrected and not inner.is_adjusted:
+            raise ValueError(
+                "`corrected` must be False with unadjusted inner steps: their law has no "
+                "density, so no Metropolis test can repair it. Pass `adjusted=True`, or "
+                "accept approximate draws with `corrected=False`."
+            )
+        self._num_warmup = 0
+        self._sample_fn: Callable | None = None
+
+    # -- what NumPyro and ArviZ read ------------------------------------------------
+
+    @property
+    def model(self) -> Callable | None:
+        """The NumPyro model; None for unconditional sampling."""
+        return self._problem.model
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """Fields collected without asking."""
+        fields = ("z", "diverging", "accept_prob", "num_score_evals")
+        if any(self._num_steps):
+            fields += ("segment_accept_prob",)
+        if self._weighted:
+            fields += ("potential_energy", "log_weight")
+        return fields
+
+    @property
+    def guarantee(self) -> str:
+        """One sentence on what the draws are; examples and docs print it."""
+        if self._corrected:
+            return (
+                "exact: a Metropolis-corrected Markov chain whose stationary law is the "
+                "target, whatever the network learned"
+            )
+        if self._weighted:
+            return (
+                "weighted: raw annealed draws, right in expectation once weighted by "
+                "exp(log_weight), biased without"
+            )
+        return (
+            "approximate: raw annealed draws without weights, biased by the step size "
+            "and the number of segments"
+        )
+
+    def get_diagnostics_str(self, state: RTKState) -> str:
+        """Shown beside the progress bar."""
+        evals = self._evals_per_draw
+        kind = "exact" if self._corrected else "raw"
+        inner = np.asarray(state.segment_accept_prob)
+        text = f"{kind}, {evals} evals/draw, acc. prob={state.mean_accept_prob:.2f}"
+        if self._corrected and self._inner.is_adjusted and np.isfinite(inner).any():
+            text += f", inner {np.nanmean(inner):.2f}"
+        return text
+
+    def postprocess_fn(self, args: tuple, kwargs: dict | None) -> Callable:
+        """Constrain sites and replay the deterministic ones."""
+        return self._problem.constrain(args, kwargs or {}, replay=True)
+
+    def get_constrain_fn(
+        self, model_args: tuple, model_kwargs: dict | None
+    ) -> Callable:
+        """As :meth:`postprocess_fn` without deterministic sites (NumPyro's Gibbs)."""
+        return self._problem.constrain(model_args, model_kwargs or {}, replay=False)
+
+    def refresh(
+        self, state: RTKState, model_args: tuple, model_kwargs: Any
+    ) -> RTKState:
+        """Return the state: nothing that depends on the data is cached."""
+        return state
+
+    def wrap_model(self, wrapper: Callable) -> "AnnealedKernel":
+        """A copy bound to ``wrapper(model)`` (NumPyro's Gibbs)."""
+        if not isinstance(self._problem, ModelProblem):
+            raise ValueError("`wrap_model` needs a kernel that was built from a model.")
+        kernel = copy.copy(self)
+        kernel._problem = ModelProblem(wrapper(self.model), self._problem.path)
+        kernel._sample_fn = None
+        return kernel
+
+    def __getstate__(self) -> dict:
+        state = self.__dict__.copy()
+        state["_sample_fn"] = None
+        return state
+
+    # -- the chain -----------------------------------------------------------------
+
+    def init(
+        self,
+        rng_key: jax.Array,
+        num_warmup: int,
+        init_params: Any = None,
+        model_args: tuple = (),
+        model_kwargs: dict | None = None,
+    ) -> RTKState:
+        """Trace the model, calibrate the start, choose the path's constant, start."""
+        kwargs = {} if model_kwargs is None else model_kwargs
+        is_single = is_prng_key(rng_key)
+        first_key = rng_key if is_single else rng_key[0]
+        self._num_warmup = num_warmup
+        self._problem.setup(first_key, model_args, kwargs)
+        self._check_energy()
+
+        def init_one(key, params):
+            return self._init_one(key, params, model_args, kwargs)
+
+        build = jax.jit(init_one if is_single else jax.vmap(init_one))
+        state, has_start = build(rng_key, init_params)
+        if not is_traced(has_start) and not np.all(np.asarray(has_start)):
+            raise RuntimeError(
+                "Cannot find a start of finite density: the model's log density was NaN "
+                f"or -inf at all {_PILOT_RUNS * len(_VARIANCE_GRID)} pilot draws. Check "
+                "the likelihood (domain of its parameters, data of the right shape), or "
+                "give a finite `init_params`."
+            )
+        self._sample_fn = self._sample_one
+        return state
+
+    def sample(
+        self, state: RTKState, model_args: tuple, model_kwargs: dict | None
+    ) -> RTKState:
+        """One draw (with vectorised chains: one per chain)."""
+        kwargs = {} if model_kwargs is None else model_kwargs
+        step = lambda s: self._sample_one(s, model_args, kwargs)
+        return step(state) if is_prng_key(state.rng_key) else jax.vmap(step)(state)
+
+    @property
+    def _evals_per_draw(self) -> int:
+        runs = self._num_candidates + 1 if self._corrected else 1
+        return runs * num_evals(self._inner, self._num_steps)
+
+    def _check_energy(self) -> None:
+        if self._inner.uses_energy and not self._problem.has_energy:
+            raise TypeError(
+                "The acceptance of this kernel needs an energy, and the density has a "
+                "score only. Train an EnergyModel (`rtk.fit` without `network`), or choose "
+                'an acceptance from scores: `RTKMALA(score=..., acceptance="simpson")`, '
+                "or unadjusted `RTKULD`."
+            )
+        if self._corrected and not self._problem.has_energy:
+            raise TypeError(
+                "`corrected=True` needs an energy, and the density has a score only. Pass "
+                "`corrected=False` for approximate draws."
+            )
+
+    def _init_one(self, key, init_params, args, kwargs):
+        key, key_prior, key_moment, key_pilot, key_pick = jr.split(key, 5)
+        loc, scale = self._problem.ordinary_location(key_prior, args, kwargs)
+        bound = self._problem.bind(args, kwargs, loc, scale)
+        dim = self._problem.dim
+        moment = paths.calibrate(key_moment, bound.base, self._times, dim)
+        step_size = jnp.full(
+            self._num_segments,
+            self._first_step_size(dim) if self._step_size is None else self._step_size,
+            moment.dtype,
+        )
+        adapt = AdaptState(
+            steps=StepSize(step_size, jnp.log(step_size)),
+            second_moment=moment,
+            likelihood_variance=jnp.ones((), moment.dtype),
+            loc=loc,
+            scale=scale,
+            moments=Moments(
+                jnp.zeros((), int), jnp.zeros_like(loc), jnp.zeros_like(loc)
+            ),
+        )
+        variance, run = self._pilot(key_pilot, bound, adapt)
+        adapt = adapt._replace(likelihood_variance=variance)
+        usable = jnp.isfinite(run.evaluation.log_density)
+        weight = jnp.where(usable, run.log_weight, -jnp.inf)
+        # where every weight vanished but points have density, start at one of those
+        weight = jnp.where(
+            jnp.any(jnp.isfinite(weight)), weight, jnp.where(usable, 0.0, -jnp.inf)
+        )
+        start = run.position[jr.categorical(key_pick, weight)]
+        has_start = jnp.any(usable)
+        z = bound.unflatten(start)
+        if init_params is not None:
+            if _GIBBS_SITES in kwargs:
+                init_params = self._problem.unconstrain(args, kwargs, init_params)
+            self._problem.check_init_params(init_params)
+            z = jax.tree.map(
+                lambda new, old: jnp.asarray(new, old.dtype), init_params, z
+            )
+            given = bound.path(bound.flatten(z), self._level_zero(adapt))
+            has_start = jnp.isfinite(given.log_density)
+        evaluation = bound.path(bound.flatten(z), self._level_zero(adapt))
+        zero = jnp.zeros((), moment.dtype)
+        state = RTKState(
+            i=jnp.zeros((), int),
+            z=z,
+            potential_energy=bound.log_volume - evaluation.log_density,
+            accept_prob=zero,
+            diverging=jnp.array(False),
+            num_score_evals=jnp.asarray(self._evals_per_draw),
+            segment_accept_prob=jnp.full(self._num_segments, jnp.nan, moment.dtype),
+            log_weight=zero,
+            mean_accept_prob=zero,
+            adapt_state=adapt,
+            rng_key=key,
+        )
+        return state, has_start
+
+    def _first_step_size(self, dim: int) -> float:
+        # the optimal scaling of MALA and short HMC falls about so with dimension
+        scaled = 0.7 * (dim / 10.0) ** -0.25 if self._inner.is_adjusted else 0.3
+        return float(np.clip(scaled, 0.05, 1.0))
+
+    def _plan(self, adapt: AdaptState) -> Plan:
+        segments, scale = paths.plan_segments(
+            self._times, adapt.second_moment, paper_start=self._paper_start
+        )
+        levels = paths.levels_of(self._times, adapt.likelihood_variance)
+        return Plan(levels, segments, adapt.steps.current, scale)
+
+    def _level_zero(self, adapt: AdaptState) -> paths.Levels:
+        levels = paths.levels_of(self._times, adapt.likelihood_variance)
+        return jax.tree.map(lambda leaf: leaf[0], levels)
+
+    def _run(self, key: jax.Array, bound: Bound, adapt: AdaptState) -> Run:
+        key_top, key_down = jr.split(key)
+        top = jr.normal(key_top, (self._problem.dim,), adapt.second_moment.dtype)
+        return anneal_down(
+            key_down, top, bound.path, self._plan(adapt), self._inner, self._num_steps
+        )
+
+    def _pilot(
+        self, key: jax.Array, bound: Bound, adapt: AdaptState
+    ) -> tuple[jax.Array, Run]:
+        """Choose c by trial: the grid value whose runs have the steadiest log weights."""
+
+        def runs(variance):
+            trial = adapt._replace(likelihood_variance=variance)
+            return jax.vmap(lambda k: self._run(k, bound, trial))(
+                jr.split(key, _PILOT_RUNS)
+            )
+
+        if self.model is None:
+            one = adapt.likelihood_variance
+            return one, runs(one)
+        grid = jnp.asarray(_VARIANCE_GRID, adapt.second_moment.dtype)
+        trials = jax.lax.map(runs, grid)
+        best = jnp.argmin(jax.vmap(_unsteadiness)(trials.log_weight))
+        return grid[best], jax.tree.map(lambda leaf: leaf[best], trials)
+
+    def _sample_one(self, state: RTKState, args: tuple, kwargs: dict) -> RTKState:
+        adapt = state.adapt_state
+        bound = self._problem.bind(args, kwargs, adapt.loc, adapt.scale)
+        key, key_draw = jr.split(state.rng_key)
+        draw = self._corrected_draw if self._corrected else self._raw_draw
+        fields, position, evaluation, inner_accept = draw(
+            key_draw, state.z, bound, adapt
+        )
+        z = bound.unflatten(position)
+        if self._corrected:
+            # a draw that did not move must stay what it was, to the last bit
+            moved = jnp.any(position != bound.flatten(state.z))
+            z = jax.tree.map(lambda new, old: jnp.where(moved, new, old), z, state.z)
+        iteration = state.i + 1
+        in_phase = jnp.where(
+            iteration > self._num_warmup, iteration - self._num_warmup, iteration
+        )
+        mean = state.mean_accept_prob
+        return state._replace(
+            i=iteration,
+            z=z,
+            potential_energy=bound.log_volume - evaluation.log_density,
+            segment_accept_prob=inner_accept,
+            mean_accept_prob=mean + (fields["accept_prob"] - mean) / in_phase,
+            adapt_state=self._adapt(adapt, state.i, inner_accept, z),
+            rng_key=key,
+            **fields,
+        )
+
+    def _corrected_draw(
+        self, key: jax.Array, z: Any, bound: Bound, adapt: AdaptState
+    ) -> tuple[dict, jax.Array, Evaluation, jax.Array]:
+        position = bound.flatten(z)
+        evaluation = bound.path(position, self._level_zero(adapt))
+        new = metropolised(
+            key,
+            position,
+            evaluation,
+            bound.path,
+            self._plan(adapt),
+            self._inner,
+            self._num_steps,
+            self._num_candidates,
+        )
+        mean_weight = jax.nn.logsumexp(new.log_weights) - np.log(self._num_candidates)
+        fields = {
+            "accept_prob": new.accept_prob,
+            "diverging": ~jnp.any(jnp.isfinite(new.log_weights)),
+            "log_weight": mean_weight,
+        }
+        return (
+            fields,
+            new.position,
+            new.evaluation,
+            jnp.mean(new.down.accept_prob, axis=0),
+        )
+
+    def _raw_draw(
+        self, key: jax.Array, z: Any, bound: Bound, adapt: AdaptState
+    ) -> tuple[dict, jax.Array, Evaluation, jax.Array]:
+        run = self._run(key, bound, adapt)
+        inner = jnp.nanmean(run.accept_prob) if any(self._num_steps) else jnp.ones(())
+        fields = {
+            "accept_prob": inner,
+            "diverging": run.is_diverging | ~jnp.isfinite(run.evaluation.log_density),
+            "log_weight": run.log_weight if self._weighted else jnp.zeros(()),
+        }
+        return fields, run.position, run.evaluation, run.accept_prob
+
+    def _adapt(
+        self, adapt: AdaptState, iteration: jax.Array, inner_accept: jax.Array, z: Any
+    ) -> AdaptState:
+        steps = adapt.steps
+        if self._step_size is None and self._inner.is_adjusted:
+            steps = adapt_step_size(
+                steps,
+                inner_accept,
+                self._target_accept_prob,
+                iteration,
+                self._num_warmup,
+            )
+        moments, loc, scale = adapt.moments, adapt.loc, adapt.scale
+        if self._problem.num_ordinary and self._corrected:
+            moments = add_draw(moments, self._problem.ordinary_values(z))
+            # three windows, each twice as long as the one before
+            ends = jnp.asarray([(self._num_warmup * f) // 8 for f in (1, 3, 7)])
+            is_end = jnp.any(iteration + 1 == ends)
+            new_loc, new_scale = spread_of(moments, loc, scale)
+            loc = jnp.where(is_end, new_loc, loc)
+            scale = jnp.where(is_end, new_scale, scale)
+            moments = jax.tree.map(
+                lambda m: jnp.where(is_end, jnp.zeros_like(m), m), moments
+            )
+        adapted = adapt._replace(steps=steps, moments=moments, loc=loc, scale=scale)
+        in_warmup = iteration < self._num_warmup
+        return jax.tree.map(
+            lambda new, old: jnp.where(in_warmup, new, old), adapted, adapt
+        )
+
+
+def _problem(model: Callable | None, score: Any, path: str | None) -> Problem:
+    if (model is None) == (score is None):
+        got = "neither" if model is None else "both"
+        raise ValueError(
+            f"Exactly one of `model` and `score` must be given; got {got}. `model` is a "
+            "NumPyro model with a LearnedPrior site; `score` is a density to sample by "
+            "itself."
+        )
+    if model is not None:
+        return ModelProblem(model, path)
+    if path is not None:
+        raise ValueError("`path` must be None with `score`: a density is its own path.")
+    return ScoreProblem(score)
+
+
+def _unsteadiness(log_weight: jax.Array) -> jax.Array:
+    """Variance of the log weights; dead runs count as 20 nats below the least."""
+    is_alive = jnp.isfinite(log_weight)
+    lowest = jnp.min(jnp.where(is_alive, log_weight, jnp.inf))
+    filled = jnp.where(
+        is_alive, log_weight, jnp.where(jnp.isfinite(lowest), lowest, 0) - 20.0
+    )
+    return jnp.where(jnp.any(is_alive), jnp.var(filled), jnp.inf)

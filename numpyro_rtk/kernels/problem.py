@@ -1,0 +1,411 @@
+"""What a kernel samples: a density alone, or all latent sites of a NumPyro model.
+
+A problem translates between the user's world (NumPyro's unconstrained sites, or one array
+of the density's event shape) and the core's (one flat standardised vector). Only static
+facts are kept on it; everything that depends on the model's arguments is made anew by
+``bind`` inside each transition, so a second run with new data sees the new data.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+from numpyro.infer.initialization import init_to_sample
+from numpyro.infer.util import constrain_fn, potential_energy, transform_fn
+
+from numpyro_rtk import paths
+from numpyro_rtk.core.annealed import Path, log_reference
+from numpyro_rtk.prior import LearnedPrior, check_density
+
+__all__ = ["Bound", "ModelProblem", "Problem", "ScoreProblem"]
+
+_NUM_PRIOR_DRAWS = 64
+
+
+class Bound(NamedTuple):
+    """A problem for given model arguments and a given standardisation.
+
+    Attributes:
+        base: the noised prior of the flat position.
+        path: level by level target.
+        flatten: from the user's values to the flat standardised position.
+        unflatten: back.
+        log_volume: log determinant of ``unflatten``.
+    """
+
+    base: paths.BaseFn
+    path: Path
+    flatten: Callable[[Any], jax.Array]
+    unflatten: Callable[[jax.Array], Any]
+    log_volume: jax.Array
+
+
+class Problem:
+    """The interface; ``dim`` and ``num_ordinary`` are known after ``setup``."""
+
+    model: Callable | None = None
+    dim: int
+    num_ordinary: int = 0
+
+    def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
+        """Check the user's input and note the static facts."""
+
+    def bind(
+        self, args: tuple, kwargs: dict, loc: jax.Array, scale: jax.Array
+    ) -> Bound:
+        """The problem for these arguments; ``loc``, ``scale`` are ``(num_ordinary,)``."""
+        raise NotImplementedError
+
+    def ordinary_location(
+        self, key: jax.Array, args: tuple, kwargs: dict
+    ) -> tuple[jax.Array, jax.Array]:
+        """A first centre and scale of the ordinary sites, each ``(num_ordinary,)``."""
+        nothing = jnp.zeros(0, jnp.result_type(float))
+        return nothing, nothing
+
+    def ordinary_values(self, values: Any) -> jax.Array:
+        """The ordinary sites of the user's values, flat and not standardised."""
+        return jnp.zeros(0, jnp.result_type(float))
+
+    def check_init_params(self, init_params: Any) -> None:
+        """Raise unless ``init_params`` has the structure of one draw."""
+        raise NotImplementedError
+
+    def constrain(self, args: tuple, kwargs: dict, *, replay: bool) -> Callable:
+        """From unconstrained to the user's values."""
+        return lambda values: values
+
+
+class ScoreProblem(Problem):
+    """A density by itself: draws are arrays of its event shape."""
+
+    def __init__(self, density: Any):
+        check_density("score", density)
+        self.density = density
+        self.event_shape = tuple(density.event_shape)
+        self.dim = math.prod(self.event_shape)
+        self.has_energy = paths.has_energy(density)
+
+    def bind(
+        self, args: tuple, kwargs: dict, loc: jax.Array, scale: jax.Array
+    ) -> Bound:
+        """The density's own noised family; the arguments play no part."""
+        base = paths.standardised(self.density)
+        centre, spread = paths.loc_and_scale(self.density)
+        return Bound(
+            base=base,
+            path=paths.prior_path(base),
+            flatten=lambda x: jnp.ravel((x - centre) / spread),
+            unflatten=lambda u: centre + spread * u.reshape(self.event_shape),
+            log_volume=jnp.sum(jnp.log(spread)),
+        )
+
+    def check_init_params(self, init_params: Any) -> None:
+        """Raise unless it is one array of the event shape."""
+        shape = jnp.shape(init_params)
+        if shape != self.event_shape:
+            raise ValueError(
+                f"`init_params` must be an array of shape {self.event_shape} per chain; "
+                f"got shape {shape}."
+            )
+
+
+class _Site(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class ModelProblem(Problem):
+    """All latent sites of a NumPyro model.
+
+    The flat position holds the learned sites first, in the model's order, each divided by
+    its own noise process's scale; then the ordinary sites, unconstrained and standardised
+    by ``loc`` and ``scale``. Towards the noise end the ordinary sites go to a standard
+    normal.
+    """
+
+    has_energy: bool
+
+    def __init__(self, model: Callable, path: str | None):
+        if not callable(model):
+            raise TypeError(
+                f"`model` must be a NumPyro model (a callable); got {model!r}. A density "
+                "alone is given as `score=`."
+            )
+        if path not in (None, "gaussian"):
+            raise ValueError(f'`path` must be None or "gaussian"; got {path!r}.')
+        self.model = model
+        self.path = path
+        self.learned: tuple[_Site, ...] = ()
+        self.ordinary: tuple[_Site, ...] = ()
+        self.transforms: dict | None = None
+        self.must_replay = False
+
+    def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
+        """Trace the model once, refuse what cannot be sampled, note the sites."""
+        try:
+            trace = self._trace(key, args, kwargs)
+        except (
+            jax.errors.ConcretizationTypeError,
+            jax.errors.TracerArrayConversionError,
+        ) as error:
+            raise TypeError(
+                "`model` must be traceable by JAX: it uses a value of a latent site or of "
+                "an argument in Python control flow or NumPy code. Use jax.numpy, "
+                "jax.lax.cond or jnp.where instead."
+            ) from error
+        latent = {
+            name: site
+            for name, site in trace.items()
+            if site["type"] == "sample" and not site["is_observed"]
+        }
+        _refuse_what_cannot_move(latent)
+        learned = {
+            n: s for n, s in latent.items() if _learned_prior(s["fn"]) is not None
+        }
+        if not learned and self.path is None:
+            raise ValueError(
+                "`model` must have at least one latent site with a `LearnedPrior`, or "
+                f"`path` must be given; got latent sites {sorted(latent)}. Write "
+                '`numpyro.sample("x", rtk.LearnedPrior(...))`, or pass `path="gaussian"` '
+                "to anneal from a Gaussian fitted in warm-up (see also NUTS)."
+            )
+        self.has_energy = all(
+            paths.has_energy(_learned_prior(s["fn"]).density) for s in learned.values()
+        )
+        self.learned = tuple(
+            _Site(name, jnp.shape(site["value"])) for name, site in learned.items()
+        )
+        ordinary, transforms, dynamic = [], {}, False
+        for name, site in latent.items():
+            support = site["fn"].support
+            transforms[name] = biject_to(support)
+            dynamic |= _depends_on_values(support)
+            if name not in learned:
+                shape = transforms[name].inverse_shape(jnp.shape(site["value"]))
+                ordinary.append(_Site(name, tuple(shape)))
+        self.ordinary = tuple(ordinary)
+        self.must_replay = dynamic
+        self.transforms = None if dynamic else transforms
+        self.has_deterministic = any(
+            site["type"] == "deterministic" for site in trace.values()
+        )
+        self.num_ordinary = sum(site.size for site in self.ordinary)
+        self.dim = self.num_ordinary + sum(site.size for site in self.learned)
+
+    def bind(
+        self, args: tuple, kwargs: dict, loc: jax.Array, scale: jax.Array
+    ) -> Bound:
+        """Collect the learned priors of this call's model and build the path."""
+        trace = self._trace(jr.key(0), args, kwargs)
+        parts, centres, spreads = [], [], []
+        for site in self.learned:
+            density = _learned_prior(trace[site.name]["fn"]).density
+            event_size = math.prod(density.event_shape)
+            parts.append(
+                (paths.standardised(density), event_size, site.size // event_size)
+            )
+            centre, spread = paths.loc_and_scale(density)
+            centres.append(jnp.ravel(jnp.broadcast_to(centre, site.shape)))
+            spreads.append(jnp.ravel(jnp.broadcast_to(spread, site.shape)))
+        centre = jnp.concatenate([*centres, loc])
+        spread = jnp.concatenate([*spreads, scale])
+        base = paths.product_base(parts, self.num_ordinary)
+        first_ordinary = self.dim - self.num_ordinary
+
+        def unflatten(u):
+            return self._split(centre + spread * u)
+
+        def log_likelihood(u):
+            values = unflatten(u)
+            value = self._log_rest(args, kwargs, values, trace, parts, u)
+            # the ordinary sites' prior is in the model; the base holds N(0, I) for them
+            return value + jnp.sum(jnp.log(scale)) - log_reference(u[first_ordinary:])
+
+        return Bound(
+            base=base,
+            path=paths.posterior_path(base, log_likelihood),
+            flatten=lambda values: (self._join(values) - centre) / spread,
+            unflatten=unflatten,
+            log_volume=jnp.sum(jnp.log(spread)),
+        )
+
+    def ordinary_location(
+        self, key: jax.Array, args: tuple, kwargs: dict
+    ) -> tuple[jax.Array, jax.Array]:
+        """Median and half the central 68 % of prior draws, learned sites at their centre."""
+        if not self.num_ordinary:
+            return super().ordinary_location(key, args, kwargs)
+
+        def draw(key):
+            trace = self._trace(key, args, kwargs)
+            values = {
+                site.name: biject_to(trace[site.name]["fn"].support).inv(
+                    trace[site.name]["value"]
+                )
+                for site in self.ordinary
+            }
+            return self.ordinary_values(values)
+
+        draws = jax.vmap(draw)(jr.split(key, _NUM_PRIOR_DRAWS))
+        low, middle, high = jnp.nanquantile(
+            jnp.where(jnp.isfinite(draws), draws, jnp.nan),
+            jnp.array([0.16, 0.5, 0.84]),
+            axis=0,
+        )
+        spread = 0.5 * (high - low)
+        usable = jnp.isfinite(middle) & jnp.isfinite(spread) & (spread > 0)
+        return jnp.where(usable, middle, 0.0), jnp.where(usable, spread, 1.0)
+
+    def ordinary_values(self, values: dict) -> jax.Array:
+        """The ordinary sites, unconstrained, one after the other."""
+        parts = [jnp.ravel(values[site.name]) for site in self.ordinary]
+        return jnp.concatenate([*parts, jnp.zeros(0, jnp.result_type(float))])
+
+    def check_init_params(self, init_params: Any) -> None:
+        """Raise unless it is a dict with every latent site, of its unconstrained shape."""
+        expected = {site.name: site.shape for site in (*self.learned, *self.ordinary)}
+        if not isinstance(init_params, dict) or set(init_params) != set(expected):
+            got = (
+                sorted(init_params)
+                if isinstance(init_params, dict)
+                else type(init_params).__name__
+            )
+            raise ValueError(
+                "`init_params` must be a dict with one unconstrained value per latent "
+                f"site {sorted(expected)}; got {got}."
+            )
+        for name, shape in expected.items():
+            if jnp.shape(init_params[name]) != shape:
+                raise ValueError(
+                    f"`init_params[{name!r}]` must have shape {shape} per chain "
+                    f"(unconstrained); got {jnp.shape(init_params[name])}."
+                )
+
+    def unconstrain(self, args: tuple, kwargs: dict, values: dict) -> dict:
+        """Constrained values of the latent sites to unconstrained ones."""
+        trace = self._trace(jr.key(0), args, kwargs, values)
+        return {
+            name: biject_to(trace[name]["fn"].support).inv(value)
+            for name, value in values.items()
+        }
+
+    def constrain(self, args: tuple, kwargs: dict, *, replay: bool) -> Callable:
+        """Transforms alone where they suffice; else the model is run again."""
+        if self.must_replay or (replay and self.has_deterministic):
+            model = handlers.seed(self.model, rng_seed=0)
+            return partial(constrain_fn, model, args, kwargs, return_deterministic=True)
+        return partial(transform_fn, self.transforms)
+
+    def _trace(
+        self, key: jax.Array, args: tuple, kwargs: dict, values: dict | None = None
+    ):
+        """Run the model once; learned sites at their centre, others from their prior."""
+
+        def choose(site):
+            if site["type"] != "sample" or site["is_observed"]:
+                return init_to_sample(site) if site["type"] == "sample" else None
+            if values is not None and site["name"] in values:
+                return values[site["name"]]
+            prior = _learned_prior(site["fn"])
+            if prior is None:
+                return init_to_sample(site)
+            centre = paths.loc_and_scale(prior.density)[0]
+            return jnp.broadcast_to(centre, site["fn"].shape())
+
+        model = handlers.substitute(
+            handlers.seed(self.model, rng_seed=key), substitute_fn=choose
+        )
+        return handlers.trace(model).get_trace(*args, **kwargs)
+
+    def _split(self, flat: jax.Array) -> dict:
+        values, start = {}, 0
+        for site in (*self.learned, *self.ordinary):
+            values[site.name] = flat[start : start + site.size].reshape(site.shape)
+            start += site.size
+        return values
+
+    def _join(self, values: dict) -> jax.Array:
+        sites = (*self.learned, *self.ordinary)
+        return jnp.concatenate([jnp.ravel(values[site.name]) for site in sites])
+
+    def _log_rest(self, args, kwargs, values, trace, parts, u) -> jax.Array:
+        """Log joint density of everything but the learned sites, which stand fixed."""
+        fixed = {site.name: values[site.name] for site in self.learned}
+        free = {site.name: values[site.name] for site in self.ordinary}
+        model = handlers.seed(self.model, rng_seed=0)
+        rest = handlers.block(handlers.substitute(model, data=fixed), hide=list(fixed))
+        value = -potential_energy(rest, args, kwargs, free)
+        start = 0
+        for site, (density, size, copies) in zip(self.learned, parts, strict=True):
+            block = u[start : start + site.size]
+            start += site.size
+            message = trace[site.name]
+            if _is_plain(message):
+                continue
+            # a mask or a scale: what the base counts in full is put right here
+            actual = jnp.sum(message["fn"].log_prob(fixed[site.name]))
+            if message["scale"] is not None:
+                actual = jnp.sum(
+                    message["scale"] * message["fn"].log_prob(fixed[site.name])
+                )
+            zero = jnp.zeros((), block.dtype)
+            counted = jax.vmap(lambda z, d=density: d(z, zero).log_density)(
+                block.reshape(copies, size)
+            )
+            spread = paths.loc_and_scale(_learned_prior(message["fn"]).density)[1]
+            log_volume = copies * jnp.sum(jnp.log(spread))
+            value = value + actual + log_volume - jnp.sum(counted)
+        return value
+
+
+def _learned_prior(fn: Any) -> LearnedPrior | None:
+    """The learned prior inside expand, to_event and mask; None for other sites."""
+    wrappers = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
+    while isinstance(fn, wrappers):
+        fn = fn.base_dist
+    return fn if isinstance(fn, LearnedPrior) else None
+
+
+def _is_plain(site: dict) -> bool:
+    fn = site["fn"]
+    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, LearnedPrior) and site["scale"] is None
+
+
+def _depends_on_values(support: Any) -> bool:
+    """Whether the support has bounds that are arrays, hence perhaps other sites'."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    leaves = jax.tree.leaves(support)
+    return not all(isinstance(leaf, int | float | np.number) for leaf in leaves)
+
+
+def _refuse_what_cannot_move(latent: dict) -> None:
+    for name, site in latent.items():
+        if isinstance(site["fn"], dist.Delta):
+            raise ValueError(
+                f"Site {name!r} has a Delta distribution; use `numpyro.deterministic`."
+            )
+        if site["fn"].support.is_discrete:
+            raise ValueError(
+                f"Latent site {name!r} is discrete, and these kernels move continuous "
+                "sites only. Sum it out (for example `dist.MixtureSameFamily`), or give "
+                "it a block of its own: `numpyro.infer.Gibbs([(RTKMALA(model), [...]), "
+                "(DiscreteGibbs(model), discrete_latent_sites)])`."
+            )
+    if not latent:
+        raise ValueError("`model` must have at least one latent site; got none.")

@@ -1,0 +1,80 @@
+"""RTKULD: algorithms 1 and 3 of the RTK paper as a NumPyro kernel."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpyro_rtk.core.uld import uld
+from numpyro_rtk.kernels.annealed_kernel import AnnealedKernel
+from numpyro_rtk.noise import Ladder
+
+__all__ = ["RTKULD"]
+
+
+class RTKULD(AnnealedKernel):
+    r"""Annealed runs of reverse transition kernels with underdamped Langevin steps.
+
+    **What the draws are.** As published (``adjusted=False``, the default):
+    *approximate*. Raw annealed draws, biased by the step size and the number of segments;
+    no weight or Metropolis test can repair them, and R-hat, which compares independent
+    draws of the same biased law, will not show it. It needs a score only. With
+    ``adjusted=True`` the inner steps are Metropolis-adjusted, and with ``model=`` the
+    chain is then corrected like :class:`RTKMALA`'s and *exact*.
+
+    Args:
+        model: see :class:`RTKMALA`.
+        score: see :class:`RTKMALA`; a :class:`~numpyro_rtk.ScoreModel` suffices.
+        num_segments: K; 24 with ``model``, 35 with ``score``.
+        num_steps: inner steps per segment, see :class:`RTKMALA`. Default: ``(1, 1)`` with
+            ``model``, ``(3, 1)`` with ``score``.
+        step_size: tau, in units of the time in which a reverse kernel of unit spread
+            turns over; adapted in warm-up when ``adjusted``, else 0.3 by default.
+        target_accept_prob: aim of that adaptation.
+        ladder: see :class:`RTKMALA`.
+        friction: gamma, in the same units.
+        adjusted: see above.
+        corrected: see :class:`RTKMALA`; requires ``adjusted=True``.
+        num_candidates: P, fresh runs per corrected draw.
+        path: see :class:`RTKMALA`.
+        setting: see :class:`RTKMALA`; both kernels then take the paper's start for MALA.
+
+    Raises:
+        ValueError, TypeError: as :class:`RTKMALA`.
+
+    References:
+        X. Huang et al., *Reverse Transition Kernel*, NeurIPS 2024, arXiv 2405.16387.
+    """
+
+    def __init__(
+        self,
+        model: Callable | None = None,
+        *,
+        score: Any = None,
+        num_segments: int | None = None,
+        num_steps: int | Sequence[int] | None = None,
+        step_size: float | None = None,
+        target_accept_prob: float = 0.8,
+        ladder: Ladder | None = None,
+        friction: float = 2.0,
+        adjusted: bool = False,
+        corrected: bool | None = None,
+        num_candidates: int = 4,
+        path: str | None = None,
+        setting: str = "default",
+    ):
+        if num_steps is None and score is not None and setting == "default":
+            num_steps = (3, 1) if num_segments is None or num_segments > 1 else (4,)
+        super().__init__(
+            model,
+            score=score,
+            inner=uld(friction=friction, adjusted=adjusted),
+            weighted=adjusted,
+            num_segments=num_segments,
+            num_steps=num_steps,
+            step_size=step_size,
+            target_accept_prob=target_accept_prob,
+            ladder=ladder,
+            corrected=corrected,
+            num_candidates=num_candidates,
+            path=path,
+            setting=setting,
+        )

@@ -1,0 +1,70 @@
+"""The state that NumPyro's driver carries from draw to draw."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from numpyro_rtk.core.adapt import Moments, StepSize
+
+__all__ = ["AdaptState", "RTKState"]
+
+
+class AdaptState(NamedTuple):
+    """What warm-up tunes; frozen afterwards.
+
+    Attributes:
+        steps: step sizes and their running average.
+        second_moment: the prior's mean squared score, ``(K + 1, dim)``.
+        likelihood_variance: c of the posterior path, on the standardised scale.
+        loc: centre of the ordinary sites, unconstrained, ``(num_ordinary,)``.
+        scale: their scale.
+        moments: running moments of their draws.
+    """
+
+    steps: StepSize
+    second_moment: jax.Array
+    likelihood_variance: jax.Array
+    loc: jax.Array
+    scale: jax.Array
+    moments: Moments
+
+    @property
+    def step_size(self) -> jax.Array:
+        """Step sizes in force, ``(K,)``; ``extra_fields=("adapt_state.step_size",)``."""
+        return self.steps.current
+
+
+class RTKState(NamedTuple):
+    """State of ``RTKMALA`` and ``RTKULD``; every field but the last two can be collected.
+
+    Attributes:
+        i: iteration, warm-up included.
+        z: the draw: a dict of unconstrained sites, or an array of the event shape.
+        potential_energy: minus the log density of the draw (unconstrained, as NUTS
+            reports it); zero where only a score is known.
+        accept_prob: corrected: probability of leaving the current draw; raw: mean over
+            the inner steps.
+        diverging: corrected: no candidate had any density; raw: an inner step diverged
+            or the draw has no density.
+        num_score_evals: network evaluations spent on this draw.
+        segment_accept_prob: ``(K,)``, inner acceptance per segment, lowest first; NaN
+            where a segment has no inner steps.
+        log_weight: raw: the draw's log importance weight; corrected: log of the
+            candidates' mean weight. In both its exponential averages to the evidence.
+            Zero where the inner steps carry no weight.
+        mean_accept_prob: running mean of ``accept_prob`` within the phase.
+        adapt_state: see :class:`AdaptState`.
+        rng_key: PRNG key of the next draw.
+    """
+
+    i: jax.Array
+    z: Any
+    potential_energy: jax.Array
+    accept_prob: jax.Array
+    diverging: jax.Array
+    num_score_evals: jax.Array
+    segment_accept_prob: jax.Array
+    log_weight: jax.Array
+    mean_accept_prob: jax.Array
+    adapt_state: AdaptState
+    rng_key: jax.Array

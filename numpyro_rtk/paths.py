@@ -1,0 +1,263 @@
+r"""Intermediate targets: what the levels of a ladder mean.
+
+A *density* is anything with ``event_shape``, ``score(x, t)`` and, where an energy is
+needed, ``log_density(x, t)``: an :class:`~numpyro_rtk.EnergyModel`, a
+:class:`~numpyro_rtk.GaussianMixture`, a user's own object. ``log_density_and_score``
+saves a pass where it exists; ``loc`` and ``scale`` say where its noise process is
+centred (0 and 1 without them). Inside the package positions are flat vectors on that
+standardised scale; this module is where the two meet.
+
+*Prior path*: :math:`\log\pi_k = \log p_{t_k}`.
+
+*Posterior path*, for everything else in the model collected in :math:`\ell`,
+
+.. math:: \log\pi_k(u) = \log p_{t_k}(u) + \beta_k \log\ell(a_k u), \qquad
+          \beta_k = \frac{c}{c + s_k^2} .
+
+Level 0 is the exact posterior. The argument :math:`a_k u` is the best linear guess of
+the clean value (Tweedie's formula for a Gaussian), :math:`s_k^2` its variance on
+standardised data, and :math:`\beta_k` what that uncertainty does to a Gaussian likelihood
+of variance :math:`c`; for a Gaussian prior the path is the exact noised posterior. At
+the top the likelihood is asked for its value at the prior mean alone, so it cannot
+overflow there.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from numpyro_rtk.core.annealed import Path, log_reference
+from numpyro_rtk.core.segment import (
+    Evaluation,
+    Segment,
+    paper_segment_between,
+    sample_start,
+    segment_between,
+)
+from numpyro_rtk.noise import noise_variance, signal
+
+__all__ = [
+    "BaseFn",
+    "Levels",
+    "Noised",
+    "calibrate",
+    "has_energy",
+    "levels_of",
+    "loc_and_scale",
+    "plan_segments",
+    "posterior_path",
+    "prior_path",
+    "product_base",
+    "standardised",
+]
+
+
+class Noised(Protocol):
+    """The least that a density must offer; see the module's first paragraph."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one draw."""
+        ...
+
+    def score(self, x: jax.Array, t: Any) -> jax.Array:
+        """Gradient of the log density of ``x_t`` at ``x``."""
+        ...
+
+
+BaseFn = Callable[[jax.Array, jax.Array], Evaluation]
+"""``(z (dim,) standardised, t ()) -> Evaluation`` of the noised prior."""
+
+
+class Levels(NamedTuple):
+    """The levels of a posterior path, each ``(K + 1,)``; one slice is one level."""
+
+    t: jax.Array
+    signal: jax.Array
+    inverse_temperature: jax.Array
+
+
+def has_energy(density: Any) -> bool:
+    """Whether the density knows its log density and not the score alone."""
+    return callable(getattr(density, "log_density", None))
+
+
+def loc_and_scale(density: Any) -> tuple[jax.Array, jax.Array]:
+    """Centre and scale of the density's noise process, each of ``event_shape``."""
+    shape = tuple(density.event_shape)
+    loc = jnp.broadcast_to(jnp.asarray(getattr(density, "loc", 0.0)), shape)
+    scale = jnp.broadcast_to(jnp.asarray(getattr(density, "scale", 1.0)), shape)
+    dtype = jnp.result_type(float)
+    return loc.astype(dtype), scale.astype(dtype)
+
+
+def standardised(density: Any) -> BaseFn:
+    """The density as a function of a flat standardised position.
+
+    Without an energy the evaluation's log density is 0: only samplers that never read
+    it may be given such a function.
+    """
+    shape = tuple(density.event_shape)
+    loc, scale = loc_and_scale(density)
+    log_jacobian = jnp.sum(jnp.log(scale))
+
+    def evaluate(z: jax.Array, t: jax.Array) -> Evaluation:
+        x = loc + scale * z.reshape(shape)
+        if not has_energy(density):
+            value, score = jnp.zeros((), z.dtype), density.score(x, t)
+        else:
+            if hasattr(density, "log_density_and_score"):
+                value, score = density.log_density_and_score(x, t)
+            else:
+                value, score = density.log_density(x, t), density.score(x, t)
+            value = value + log_jacobian
+        return _usable(value, jnp.ravel(scale * score))
+
+    return evaluate
+
+
+def product_base(parts: list[tuple[BaseFn, int, int]], num_normal: int) -> BaseFn:
+    """Independent copies of several densities and standard normals, side by side.
+
+    Args:
+        parts: ``(density, dim, copies)`` triples, in the order of the position vector.
+        num_normal: trailing coordinates with a standard normal law at every level.
+    """
+
+    def evaluate(u: jax.Array, t: jax.Array) -> Evaluation:
+        value, scores, start = jnp.zeros((), u.dtype), [], 0
+        for density, dim, copies in parts:
+            block = u[start : start + dim * copies].reshape(copies, dim)
+            if copies == 1:
+                part = density(block[0], t)
+                value = value + part.log_density
+            else:
+                part = jax.vmap(density, in_axes=(0, None))(block, t)
+                value = value + jnp.sum(part.log_density)
+            scores.append(jnp.ravel(part.score))
+            start += dim * copies
+        if num_normal:
+            value = value + log_reference(u[start:])
+            scores.append(-u[start:])
+        return Evaluation(value, jnp.concatenate(scores))
+
+    return evaluate
+
+
+def prior_path(base: BaseFn) -> Path:
+    """``log pi_k = log p_{t_k}``."""
+    return lambda u, level: base(u, level.t)
+
+
+def posterior_path(
+    base: BaseFn, log_likelihood: Callable[[jax.Array], jax.Array]
+) -> Path:
+    """The module's posterior path.
+
+    Args:
+        base: the noised prior.
+        log_likelihood: everything else, a scalar function of a standardised position.
+    """
+    value_and_grad = jax.value_and_grad(log_likelihood)
+
+    def evaluate(u: jax.Array, level: Levels) -> Evaluation:
+        prior = base(u, level.t)
+        value, gradient = value_and_grad(level.signal * u)
+        beta = level.inverse_temperature
+        return _usable(
+            prior.log_density + beta * value,
+            prior.score + beta * level.signal * gradient,
+        )
+
+    return evaluate
+
+
+def _usable(value: jax.Array, score: jax.Array) -> Evaluation:
+    """No density where the value is NaN, no drift where the gradient is not finite."""
+    value = jnp.where(jnp.isnan(value), -jnp.inf, value)
+    return Evaluation(value, jnp.where(jnp.isfinite(score), score, 0.0))
+
+
+def levels_of(times: np.ndarray, likelihood_variance: jax.Array | float) -> Levels:
+    """The levels at ``times`` ``(K + 1,)`` for the path's constant ``c``."""
+    t = jnp.asarray(times, jnp.result_type(float))
+    beta = likelihood_variance / (likelihood_variance + noise_variance(t))
+    return Levels(t, signal(t), beta)
+
+
+def plan_segments(
+    times: np.ndarray, second_moment: jax.Array, *, paper_start: bool = False
+) -> tuple[Segment, jax.Array]:
+    """Segments and the inner samplers' scales, from the score's second moment.
+
+    Args:
+        times: ladder, ``(K + 1,)``.
+        second_moment: mean squared score per level and coordinate, ``(K + 1, dim)``;
+            its inverse is a spread, since ``E[score**2]`` is the mean curvature.
+
+        paper_start: use the paper's start in place of the analytic one.
+
+    Returns:
+        Segments with leading axis K, and the spread ``(a**2 / v + E[score**2])**-1/2`` of
+        each reverse kernel, ``(K, dim)``.
+    """
+    t = jnp.asarray(times, second_moment.dtype)
+    if paper_start:
+        # the largest mean curvature stands for the score's Lipschitz constant
+        smoothness = jnp.max(second_moment[:-1], axis=-1)
+        dim = second_moment.shape[-1]
+        segments = paper_segment_between(t[:-1], t[1:], smoothness, dim)
+    else:
+        segments = segment_between(t[:-1], t[1:], second_moment[1:])
+    stiffness = jnp.square(segments.a) / segments.v
+    return segments, jax.lax.rsqrt(stiffness[:, None] + second_moment[:-1])
+
+
+def calibrate(
+    key: jax.Array, base: BaseFn, times: np.ndarray, dim: int, num_particles: int = 256
+) -> jax.Array:
+    """Mean squared score of the prior at every level, from a population run down.
+
+    A population starts at N(0, I) and takes one Gaussian start per segment, whose
+    variance comes from the moment just measured; no density is needed.
+
+    Args:
+        key: PRNG key.
+        base: the noised prior.
+        times: ladder, ``(K + 1,)``.
+        dim: length of a position.
+        num_particles: size of the population.
+
+    Returns:
+        ``(K + 1, dim)``, level 0 first.
+    """
+    t = jnp.asarray(times, jnp.result_type(float))
+    key_top, key_down = jr.split(key)
+    scores_at = jax.vmap(lambda u, time: base(u, time).score, in_axes=(0, None))
+
+    def moment(population, time):
+        scores = scores_at(population, time)
+        # a few wild scores of a learned network must not set the scale of all
+        limit = 10.0 * jnp.median(jnp.abs(scores), axis=0) + 1e-3
+        clipped = jnp.clip(scores, -limit, limit)
+        return scores, jnp.mean(jnp.square(clipped), axis=0)
+
+    def descend(population, inputs):
+        low, high, key = inputs
+        scores, second_moment = moment(population, high)
+        segment = segment_between(low, high, second_moment)
+        keys = jr.split(key, num_particles)
+        population = jax.vmap(sample_start, in_axes=(0, None, 0, 0))(
+            keys, segment, population, scores
+        )
+        return population, second_moment
+
+    top = jr.normal(key_top, (num_particles, dim), t.dtype)
+    keys = jr.split(key_down, t.shape[0] - 1)
+    bottom, moments = jax.lax.scan(descend, top, (t[:-1], t[1:], keys), reverse=True)
+    last = moment(bottom, t[0])[1]
+    return jnp.concatenate([last[None], moments])
