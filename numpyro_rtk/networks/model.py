@@ -95,7 +95,10 @@ class ScoreModel(eqx.Module):
     r"""A learned score at every noise level, without a density.
 
     .. math:: \nabla \log p_t(z) = -\nabla E_\text{Gauss}(z, t)
-              + \frac{a_t}{s_t}\, f(z, \log r_t)
+              + (r_t^2 + 0.1^2)^{-1/2} f(z, \log r_t)
+
+    The factor is that of noise prediction, ``1 / r_t``, until the noise is a tenth of
+    the data's spread; below it the errors of the network would only be blown up.
 
     Where a log density is needed (acceptance, weights, exchanges, ``log_prob``), train
     an :class:`EnergyModel`. Times are treated as there.
@@ -127,8 +130,8 @@ class ScoreModel(eqx.Module):
         """The score on the standardised scale; ``z`` (event_shape), ``t`` ()."""
         log_r = _log_noise_to_signal(t, self.noise_range[1])
         base = self.base.score(jnp.ravel(z), t).reshape(z.shape)
-        ratio = jnp.exp(-t) / jnp.sqrt(noise_variance(t))
-        return base + ratio * self.network(z, log_r)
+        factor = jax.lax.rsqrt(jnp.expm1(2.0 * t) + 0.01)
+        return base + factor * self.network(z, log_r)
 
     def _score(self, x: jax.Array, t: jax.Array) -> jax.Array:
         t = _clamped_time(t, self.noise_range[0])

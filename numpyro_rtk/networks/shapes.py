@@ -10,7 +10,7 @@ import jax.numpy as jnp
 __all__ = ["as_event_shape", "map_over_batch"]
 
 
-def as_event_shape(event_shape: object) -> tuple[int, ...]:
+def as_event_shape(event_shape: Any) -> tuple[int, ...]:
     """A tuple of positive integers from a tuple, a list or one integer.
 
     Raises:
@@ -35,7 +35,7 @@ def map_over_batch(
     function: Callable[[jax.Array, jax.Array], Any],
     event_shape: tuple[int, ...],
     x: jax.Array,
-    t: jax.Array,
+    t: jax.Array | float,
 ) -> Any:
     """Call ``function(x, t)``, written for one event and one time, over a batch.
 

@@ -8,7 +8,6 @@ import numpy as np
 __all__ = ["MIN_SAMPLES", "check_key", "check_samples", "split_rows"]
 
 MIN_SAMPLES = 10
-_MAX_REPEATED = 0.1
 
 
 def check_key(key: object) -> jax.Array:

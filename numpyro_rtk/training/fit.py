@@ -57,8 +57,8 @@ def fit(
         key: random key, typed or legacy; the result is a function of it.
         samples: floating point array ``(n, *event_shape)``.
         network: an energy network, trained by dual score matching, or a score network,
-            trained by denoising score matching. None: an :class:`EnergyMLP` sized from
-            the data.
+            trained by denoising score matching. None: an :class:`EnergyMLP` of its
+            default size.
         num_steps: optimiser steps, at most.
         batch_size: noisy points a step.
         learning_rate: the largest; it rises over the first 5 % of the steps and falls
@@ -102,7 +102,7 @@ def fit(
     event_shape = rows.shape[1:]
     key_network, key_split, key_validation, key_steps = jr.split(key, 4)
     if network is None:
-        network = _default_network(event_shape, rows.shape[0], key_network)
+        network = EnergyMLP(event_shape, key=key_network)
     _check_network(network, event_shape)
 
     model, z = _build_model(network, rows, standardise, noise_range)
@@ -121,9 +121,9 @@ def fit(
     )
 
     def advance(state: TrainState, todo: int) -> tuple[TrainState, jax.Array]:
-        todo = jnp.asarray(todo, jnp.int32)
+        num = jnp.asarray(todo, jnp.int32)
         return run_steps(
-            loss_fn, model, state, settings, key_steps, z_train, todo, batch_size
+            loss_fn, model, state, settings, key_steps, z_train, num, batch_size
         )
 
     weights, history = _train(
@@ -238,14 +238,6 @@ def _report_divergence(
         UserWarning,
         stacklevel=4,
     )
-
-
-def _default_network(
-    event_shape: tuple[int, ...], num_rows: int, key: jax.Array
-) -> EnergyMLP:
-    """An energy network sized from the data."""
-    del num_rows
-    return EnergyMLP(event_shape, width=128, depth=3, key=key)
 
 
 def _validation_points(

@@ -32,7 +32,7 @@ def build_model(kind, event_shape, seed=0):
     )
 
 
-@pytest.fixture(params=EVENT_SHAPES.values(), ids=EVENT_SHAPES.keys())
+@pytest.fixture(params=EVENT_SHAPES.values(), ids=list(EVENT_SHAPES))
 def event_shape(request):
     return request.param
 

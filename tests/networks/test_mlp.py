@@ -11,7 +11,7 @@ from numpyro_rtk.networks.features import NUM_NOISE_FEATURES, noise_features
 NETWORKS = {"energy": EnergyMLP, "score": ScoreMLP}
 
 
-@pytest.fixture(params=NETWORKS.values(), ids=NETWORKS.keys())
+@pytest.fixture(params=NETWORKS.values(), ids=list(NETWORKS))
 def network_class(request):
     return request.param
 

@@ -203,9 +203,11 @@ class OwnEnergy(AbstractEnergyNetwork):
 
 
 def test_own_network():
-    model, _ = fit(jr.key(0), SAMPLES, network=OwnEnergy(0.1 * jnp.eye(2)), **QUICK)
+    network = OwnEnergy(root=0.1 * jnp.eye(2))
+    model, _ = fit(jr.key(0), SAMPLES, network=network, **QUICK)
     assert isinstance(model, EnergyModel)
-    assert not np.array_equal(model.network.root, 0.1 * np.eye(2))
+    assert isinstance(model.network, OwnEnergy)
+    assert not np.array_equal(model.network.root, network.root)
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ class ExactMixture(AbstractEnergyNetwork):
     """
 
     base: GaussianBase
-    tilt: float
-    drift: float
+    tilt: jax.Array
+    drift: jax.Array
     event_shape: tuple[int, ...] = eqx.field(static=True, default=(2,))
 
     def __call__(self, z, log_r):
@@ -65,7 +65,9 @@ class ExactMixture(AbstractEnergyNetwork):
 def exact_model(tilt=0.0, drift=0.0):
     base = GaussianBase(jnp.eye(2), jnp.array([0.7, 0.4]))
     return EnergyModel(
-        network=ExactMixture(base, jnp.asarray(tilt), jnp.asarray(drift)),
+        network=ExactMixture(
+            base=base, tilt=jnp.asarray(tilt), drift=jnp.asarray(drift)
+        ),
         base=base,
         loc=jnp.zeros(2),
         scale=jnp.ones(2),
@@ -149,7 +151,7 @@ class ExactScore(AbstractScoreNetwork):
         t = 0.5 * jnp.log1p(jnp.exp(2.0 * log_r))
         base = GaussianBase(jnp.eye(2), jnp.ones(2))
         rest = -jax.grad(mixture_energy)(z, t) - base.score(z, t)
-        return jnp.exp(log_r) * rest + self.fault
+        return jnp.sqrt(jnp.exp(2.0 * log_r) + 0.01) * rest + self.fault
 
     def hyperparameters(self):
         return {}
@@ -157,7 +159,7 @@ class ExactScore(AbstractScoreNetwork):
 
 def exact_score(fault):
     return ScoreModel(
-        network=ExactScore(jnp.asarray(fault)),
+        network=ExactScore(fault=jnp.asarray(fault)),
         base=GaussianBase(jnp.eye(2), jnp.ones(2)),
         loc=jnp.zeros(2),
         scale=jnp.ones(2),
