@@ -24,8 +24,8 @@ _LOG_2PI = 1.8378770664093453
 class GaussianMixture(eqx.Module):
     r"""The exact law of a Gaussian mixture at every noise level.
 
-    It has the interface of :class:`~numpyro_rtk.EnergyModel`, so it can stand wherever a
-    learned model can: ``LearnedPrior(mixture)``, ``RTKMALA(score=mixture)``.
+    It has the interface of :class:`~numpyro_rtk.EnergyModel`, so it can stand wherever
+    a learned model can: ``LearnedPrior(mixture)``, ``RTKMALA(score=mixture)``.
 
     Args:
         weights: ``(components,)``, positive, summing to one.
@@ -41,8 +41,8 @@ class GaussianMixture(eqx.Module):
         scale: its scale per coordinate, ``(dim,)``.
 
     Raises:
-        ValueError: for shapes that do not fit, weights that are not a distribution, or
-            covariances that are not positive definite.
+        ValueError: for shapes that do not fit, weights that are not a distribution,
+            means that are not finite, or covariances that are not positive definite.
     """
 
     weights: jax.Array
@@ -63,7 +63,8 @@ class GaussianMixture(eqx.Module):
     ):
         w, m, c = (np.asarray(a, dtype=float) for a in (weights, means, covariances))
         _check_shapes(w, m, c)
-        _check_values(w, c)
+        _check_values(w, m, c)
+        w = w / w.sum()  # one to the last digit, not to the check's
         centre = w @ m
         spread = np.einsum("j,jab->ab", w, c) + np.einsum(
             "j,ja,jb->ab", w, m - centre, m - centre
@@ -133,12 +134,14 @@ def _check_shapes(w: np.ndarray, m: np.ndarray, c: np.ndarray) -> None:
         raise ValueError(f"`covariances` must have shape {expected}; got {c.shape}.")
 
 
-def _check_values(w: np.ndarray, c: np.ndarray) -> None:
+def _check_values(w: np.ndarray, m: np.ndarray, c: np.ndarray) -> None:
     if not np.all(w > 0) or not np.isclose(w.sum(), 1.0, atol=1e-5):
         raise ValueError(
             "`weights` must be positive and sum to one; got a sum of "
             f"{w.sum():.6g} and a smallest weight of {w.min():.3g}."
         )
+    if not np.all(np.isfinite(m)) or not np.all(np.isfinite(c)):
+        raise ValueError("`means` and `covariances` must be finite.")
     if not np.allclose(c, np.swapaxes(c, -1, -2), rtol=1e-4):
         raise ValueError("`covariances` must be symmetric; got one that is not.")
     smallest = np.linalg.eigvalsh(c).min()

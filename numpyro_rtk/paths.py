@@ -16,10 +16,10 @@ standardised scale; this module is where the two meet.
 
 Level 0 is the exact posterior. The argument :math:`a_k u` is the best linear guess of
 the clean value (Tweedie's formula for a Gaussian), :math:`s_k^2` its variance on
-standardised data, and :math:`\beta_k` what that uncertainty does to a Gaussian likelihood
-of variance :math:`c`; for a Gaussian prior the path is the exact noised posterior. At
-the top the likelihood is asked for its value at the prior mean alone, so it cannot
-overflow there.
+standardised data, and :math:`\beta_k` what that uncertainty does to a Gaussian
+likelihood of variance :math:`c`; for a standard normal prior the path is the exact
+noised posterior. At the top the likelihood is asked for its value near the prior mean
+alone, so it cannot overflow there.
 """
 
 from collections.abc import Callable
@@ -177,8 +177,8 @@ def posterior_path(
 
 
 def _usable(value: jax.Array, score: jax.Array) -> Evaluation:
-    """No density where the value is NaN, no drift where the gradient is not finite."""
-    value = jnp.where(jnp.isnan(value), -jnp.inf, value)
+    """No density where it is NaN or +inf, no drift where the gradient is not finite."""
+    value = jnp.where(value < jnp.inf, value, -jnp.inf)
     return Evaluation(value, jnp.where(jnp.isfinite(score), score, 0.0))
 
 
@@ -198,12 +198,11 @@ def plan_segments(
         times: ladder, ``(K + 1,)``.
         second_moment: mean squared score per level and coordinate, ``(K + 1, dim)``;
             its inverse is a spread, since ``E[score**2]`` is the mean curvature.
-
         paper_start: use the paper's start in place of the analytic one.
 
     Returns:
-        Segments with leading axis K, and the spread ``(a**2 / v + E[score**2])**-1/2`` of
-        each reverse kernel, ``(K, dim)``.
+        Segments with leading axis K, and each reverse kernel's spread
+        ``(a**2 / v + E[score**2])**-1/2``, ``(K, dim)``.
     """
     t = jnp.asarray(times, second_moment.dtype)
     if paper_start:

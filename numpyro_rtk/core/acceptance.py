@@ -75,8 +75,9 @@ def taylor(
 ) -> jax.Array:
     r"""The paper's estimate :math:`\sum_{i \le U} h^{(i)}(0) / i!`.
 
-    Here :math:`h(\tau) = \log\pi(z + \tau (z' - z))`; :math:`h'` comes from the score and
-    higher derivatives from forward differences of ``spacing``.
+    Here :math:`h(\tau) = \log\pi(z + \tau (z' - z))`; :math:`h'` comes from the score
+    and higher derivatives from forward differences of ``spacing``. Exact for quadratic
+    log densities when ``order >= 2``.
 
     Args:
         target: gives the score; evaluated ``order - 1`` times.

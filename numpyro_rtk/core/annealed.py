@@ -2,22 +2,26 @@ r"""A run down the ladder, with its weight, and the same run backwards.
 
 *Down* (algorithm 1 of the RTK paper, arXiv 2405.16387): from :math:`x_K \sim N(0, I)`
 each segment draws :math:`z_0` from its Gaussian start and then takes inner steps on the
-reverse transition kernel. With adjusted steps
+reverse transition kernel, which end in :math:`x_{k-1}`. With adjusted steps
 
-.. math:: \log w = \log\frac{\pi_K(x_K)}{N(x_K)} + \sum_k \log
-          \frac{\pi_{k-1}(z_0)\,N(x_k; a z_0, v)}{\pi_k(x_k)\,q(z_0 \mid x_k)}
+.. math:: \log w = \log\frac{\pi_0(x_0)}{N(x_K)} + \sum_k \log
+          \frac{N(x_k; a z_0, v)\,\pi_{k-1}(z_0)}{q(z_0 \mid x_k)\,\pi_{k-1}(x_{k-1})}
 
 makes ``exp(log w)`` an unbiased estimate of the last level's normalising constant, and
 weighted end points correct draws of it (annealed importance sampling, Neal 2001, on the
-noised chain): the steps leave the extended target invariant and add nothing.
+noised chain): the steps leave the extended target invariant and add nothing. Where a
+segment has no inner steps, :math:`x_{k-1} = z_0` and the intermediate densities cancel:
+a path may cross a region where an intermediate level has no density. (Where a segment
+has inner steps, no run comes down through such a region, and the estimate of the
+constant is short of those paths; the Metropolised transition stays exact.)
 
-*Up*: from a draw :math:`x_0`, noise it level by level and undo the inner steps (they are
-reversible), which gives the weight of a path that ends in :math:`x_0`.
+*Up*: from a draw :math:`x_0`, noise it level by level and undo the inner steps (they
+are reversible), which gives the weight of a path that ends in :math:`x_0`.
 
 *Metropolised*: among P fresh paths pick one in proportion to its weight, and accept it
 with :math:`\min(1, \sum_j w_j / (\sum_j w_j - w_i + w_0))`, where :math:`w_0` is the
-current draw's own weight from the upward pass. It leaves :math:`\pi_0` invariant for any
-path and any P; a poor path costs acceptance, never correctness.
+current draw's own weight from the upward pass. It leaves :math:`\pi_0` invariant for
+any path and any P; a poor path costs acceptance, never correctness.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +62,7 @@ __all__ = [
 _LOG_2PI = 1.8378770664093453
 
 Path = Callable[[jax.Array, Any], Evaluation]
-"""``(position (dim,), level) -> Evaluation``; a level is one slice of ``Plan.levels``."""
+"""``(position (dim,), level) -> Evaluation``; a level is a slice of ``Plan.levels``."""
 
 
 class Plan(NamedTuple):
@@ -83,7 +87,8 @@ class Run(NamedTuple):
     Attributes:
         position: the end: level 0 after a run down, level K after a run up.
         evaluation: the path's evaluation there.
-        log_weight: of the whole path, a scalar; never NaN (a dead path has -inf).
+        log_weight: of the whole path, a scalar; never NaN. A run down that ends without
+            density has -inf; a run up that no run down can retrace has +inf.
         accept_prob: ``(K,)``, mean over a segment's inner steps, NaN where it has none.
         is_diverging: whether any inner step diverged.
         start_residual: ``(K, dim)``, squared distance of the segment's lower state from
@@ -150,15 +155,14 @@ def anneal_down(
             x, upper, log_weight = carry
             key, low, segment, step_size, scale = inputs
             key_start, key_inner = jr.split(key)
-            z = sample_start(key_start, segment, x, upper.score)
-            lower = path(z, low)
-            log_weight = log_weight + _increment(segment, x, z, upper, lower)
+            start = sample_start(key_start, segment, x, upper.score)
+            at_start = path(start, low)
             z, lower, info = _inner_steps(
                 key_inner,
                 segment,
                 x,
-                z,
-                lower,
+                start,
+                at_start,
                 low,
                 path,
                 inner,
@@ -166,17 +170,20 @@ def anneal_down(
                 step_size,
                 scale,
             )
+            log_weight = log_weight + _start_ratio(segment, x, start, upper)
+            log_weight = log_weight + _steps_ratio(at_start, lower)
             outputs = (*info, _residual(segment, x, z, upper), upper.score)
-            return (z, lower, _dead_if_nan(log_weight)), outputs
+            return (z, lower, log_weight), outputs
 
         return body
 
     evaluation = path(top, _slice(plan.levels, -1))
-    log_weight = _dead_if_nan(evaluation.log_density - log_reference(top))
-    carry = (top, evaluation, log_weight)
+    carry = (top, evaluation, -log_reference(top))
     xs = (_keys(key, num_steps), _slice(plan.levels, slice(None, -1)), *plan[1:])
     carry, outputs = _scan_groups(descend, carry, xs, num_steps, reverse=True)
-    return Run(*carry, *_collect(outputs))
+    bottom, evaluation, log_weight = carry
+    log_weight = _if_nan(log_weight + evaluation.log_density, -jnp.inf)
+    return Run(bottom, evaluation, log_weight, *_collect(outputs))
 
 
 def anneal_up(
@@ -206,8 +213,7 @@ def anneal_up(
             key, (low, high), segment, step_size, scale = inputs
             key_noise, key_inner = jr.split(key)
             x = sample_noising(key_noise, segment, z)
-            end = z
-            z, lower, info = _inner_steps(
+            start, at_start, info = _inner_steps(
                 key_inner,
                 segment,
                 x,
@@ -221,9 +227,10 @@ def anneal_up(
                 scale,
             )
             upper = path(x, high)
-            log_weight = log_weight + _increment(segment, x, z, upper, lower)
-            outputs = (*info, _residual(segment, x, end, upper), upper.score)
-            return (x, upper, _dead_if_nan(log_weight)), outputs
+            log_weight = log_weight + _start_ratio(segment, x, start, upper)
+            log_weight = log_weight + _steps_ratio(at_start, lower)
+            outputs = (*info, _residual(segment, x, z, upper), upper.score)
+            return (x, upper, log_weight), outputs
 
         return body
 
@@ -232,8 +239,11 @@ def anneal_up(
     xs = (_keys(key, num_steps), levels, *plan[1:])
     carry, outputs = _scan_groups(ascend, carry, xs, num_steps, reverse=False)
     top, upper, log_weight = carry
-    log_weight = log_weight + upper.log_density - log_reference(top)
-    return Run(top, upper, _dead_if_nan(log_weight), *_collect(outputs))
+    # What no run down can retrace is never left for one (+inf); a draw without density
+    # is left for anything (-inf).
+    log_weight = _if_nan(log_weight - log_reference(top), jnp.inf)
+    log_weight = _if_nan(log_weight + evaluation.log_density, -jnp.inf)
+    return Run(top, upper, log_weight, *_collect(outputs))
 
 
 def metropolised(
@@ -287,11 +297,21 @@ def _log_accept(
     return jnp.where(jnp.isneginf(total), -jnp.inf, ratio)
 
 
-def _increment(
-    segment: Segment, x: jax.Array, z: jax.Array, upper: Evaluation, lower: Evaluation
+def _start_ratio(
+    segment: Segment, x: jax.Array, start: jax.Array, upper: Evaluation
 ) -> jax.Array:
-    forward = lower.log_density + log_noising(segment, x, z)
-    return forward - upper.log_density - log_start(segment, z, x, upper.score)
+    """``log N(x; a z_0, v) - log q(z_0 | x)``."""
+    return log_noising(segment, x, start) - log_start(segment, start, x, upper.score)
+
+
+def _steps_ratio(at_start: Evaluation, lower: Evaluation) -> jax.Array:
+    """``log pi(z_0) - log pi(z)`` over a segment's inner steps.
+
+    Two points without density are the same point, since no step leads from one to
+    another: their ratio is one.
+    """
+    start, end = at_start.log_density, lower.log_density
+    return jnp.where(jnp.isneginf(start) & jnp.isneginf(end), 0.0, start - end)
 
 
 def _residual(
@@ -370,6 +390,5 @@ def _slice(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _dead_if_nan(log_weight: jax.Array) -> jax.Array:
-    """A path through a point without density weighs nothing (-inf - -inf is NaN)."""
-    return jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+def _if_nan(value: jax.Array, replacement: float) -> jax.Array:
+    return jnp.where(jnp.isnan(value), replacement, value)

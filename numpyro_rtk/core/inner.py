@@ -1,7 +1,7 @@
 """What every inner sampler looks like: the same shape, so they are interchangeable.
 
-An inner sampler moves a point under a target given as a :data:`DensityFn`. Each lives in
-a file of its own (``mala.py``, ``uld.py``) as a builder that returns an
+An inner sampler moves a point under a target given as a :data:`DensityFn`. Each lives
+in a file of its own (``mala.py``, ``uld.py``) as a builder that returns an
 :class:`InnerSampler`. To add one, write one more such file and add it to the table in
 ``tests/core/test_inner.py``.
 """
@@ -23,9 +23,9 @@ _DIVERGENCE = 1000.0
 class InnerInfo(NamedTuple):
     """What one step reports; all scalars.
 
-    ``accept_prob`` is 1 for unadjusted steps. ``is_diverging`` marks a step whose target
-    or energy error was not finite or beyond 1,000 nats; such a step is refused when the
-    sampler is adjusted.
+    ``accept_prob`` is 1 for unadjusted steps. ``is_diverging`` marks a step whose
+    target or energy error was not finite or beyond 1,000 nats; such a step is refused,
+    but for one that leaves a point without density.
     """
 
     accept_prob: jax.Array

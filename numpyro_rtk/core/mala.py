@@ -5,9 +5,9 @@ With :math:`M = \operatorname{diag}(\text{scale}^2)` and momentum
 
 .. math:: z' = z + \tfrac{h^2}{2} M s(z) + h M^{1/2} p ,
 
-which is MALA of step :math:`\tau = h^2/2` (Besag 1994; Roberts & Tweedie 1996; algorithm
-2 of the RTK paper, arXiv 2405.16387). Two leapfrog steps (``num_leapfrog=2``, the
-default) are short HMC: longer moves at a higher acceptance, and three nodes through
+which is MALA of step :math:`\tau = h^2/2` (Besag 1994; Roberts & Tweedie 1996;
+algorithm 2 of the RTK paper, arXiv 2405.16387). Two leapfrog steps (``num_leapfrog=2``,
+the default) are short HMC: longer moves at a higher acceptance, and three nodes through
 which Simpson's rule gives a score-only acceptance at no further evaluation.
 
 Leapfrog preserves volume and is reversible whatever field drives it, so with

@@ -101,7 +101,8 @@ def paper_segment_between(
     Args:
         t_low: scalar or ``(K,)``.
         t_high: like ``t_low``.
-        smoothness: L, the score's Lipschitz constant at the lower level; like ``t_low``.
+        smoothness: L, the score's Lipschitz constant at the lower level; like
+            ``t_low``.
         dim: length of a position.
     """
     a = jnp.exp(t_low - t_high)

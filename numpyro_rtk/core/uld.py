@@ -62,16 +62,26 @@ def uld(*, friction: float = 2.0, adjusted: bool = False) -> InnerSampler:
     )
 
 
-def exponential_moments(
+def exponential_noise(
     friction: float, step_size: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``Var xi_z``, ``Cov(xi_z, xi_u)`` and ``Var xi_u`` of the exact linear step."""
-    decay = -jnp.expm1(-friction * step_size)
-    decay_twice = -jnp.expm1(-2.0 * friction * step_size)
-    var_z = (2.0 / friction) * (
-        step_size - (2.0 / friction) * decay + decay_twice / (2.0 * friction)
-    )
-    return jnp.maximum(var_z, 0.0), jnp.square(decay) / friction, decay_twice
+    r"""The noise of the exact linear step, as the factors of its 2 x 2 covariance.
+
+    :math:`\xi_u = \sigma_u e_1` and :math:`\xi_z = b\,\xi_u + \sigma_r e_2` with
+    independent standard normals. With :math:`\theta = \gamma\tau`, the paper's moments
+    are :math:`\sigma_u^2 = 1 - e^{-2\theta}`, :math:`b = \tanh(\theta/2) / \gamma` and
+    :math:`\sigma_r^2 = 2(\theta - 2\tanh(\theta/2)) / \gamma^2`.
+
+    Returns:
+        ``sd_u``, ``slope`` b and ``sd_rest``, scalars.
+    """
+    theta = friction * step_size
+    tanh = jnp.tanh(0.5 * theta)
+    # the difference of order theta**3 / 12 loses its digits where theta is small
+    series = theta**3 / 12.0 * (1.0 - theta**2 / 10.0 + 17.0 * theta**4 / 1680.0)
+    rest = jnp.where(theta < 0.3, series, theta - 2.0 * tanh)
+    sd_u = jnp.sqrt(-jnp.expm1(-2.0 * theta))
+    return sd_u, tanh / friction, jnp.sqrt(2.0 * rest) / friction
 
 
 def _exponential_step(friction: float):
@@ -84,11 +94,7 @@ def _exponential_step(friction: float):
     ) -> tuple[ULDState, InnerInfo]:
         key_velocity, key_position = jr.split(key)
         shape, dtype = state.position.shape, state.position.dtype
-        var_z, cov, var_u = exponential_moments(friction, step_size)
-        # Velocity noise first, then the position's given it: the 2 x 2 Cholesky factor.
-        sd_u = jnp.sqrt(var_u)
-        slope = cov / jnp.maximum(var_u, jnp.finfo(dtype).tiny)
-        sd_rest = jnp.sqrt(jnp.maximum(var_z - slope * cov, 0.0))
+        sd_u, slope, sd_rest = exponential_noise(friction, step_size)
         noise_u = sd_u * jr.normal(key_velocity, shape, dtype)
         noise_z = slope * noise_u + sd_rest * jr.normal(key_position, shape, dtype)
 
