@@ -125,3 +125,83 @@ def chessboard() -> Target:
 def drawing_targets() -> list[Target]:
     """The three targets of the drawing benchmark."""
     return [unequal_circle(), chessboard(), correlated_mixture(20, 8)]
+
+
+class LinearPosterior(NamedTuple):
+    """Posterior of a mixture prior under ``y = H x + noise``, in closed form."""
+
+    prior: object
+    design: np.ndarray
+    noise_sd: float
+    data: np.ndarray
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    log_evidence: float
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.weights @ self.means
+
+    @property
+    def sd(self) -> np.ndarray:
+        second = np.einsum(
+            "j,jaa->a", self.weights, self.covariances
+        ) + self.weights @ (self.means**2)
+        return np.sqrt(second - self.mean**2)
+
+    def assign(self, x: np.ndarray) -> np.ndarray:
+        """Most probable posterior component of each row."""
+        delta = np.asarray(x, dtype=float)[:, None] - self.means
+        precision = np.linalg.inv(self.covariances)
+        distance = np.einsum("nja,jab,njb->nj", delta, precision, delta)
+        log_det = np.linalg.slogdet(self.covariances)[1]
+        with np.errstate(divide="ignore"):
+            return np.argmax(np.log(self.weights) - 0.5 * (distance + log_det), axis=1)
+
+    def shares(self, x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        counts = np.bincount(self.assign(x), weights, minlength=len(self.weights))
+        return counts / counts.sum()
+
+    def true_shares(self, n: int = 200_000, seed: int = 1) -> np.ndarray:
+        """Shares of exact posterior draws under the same assignment."""
+        rng = np.random.default_rng(seed)
+        factors = np.linalg.cholesky(self.covariances)
+        chosen = rng.choice(len(self.weights), size=n, p=self.weights)
+        noise = rng.normal(size=(n, self.means.shape[1]))
+        return self.shares(
+            self.means[chosen] + np.einsum("nab,nb->na", factors[chosen], noise)
+        )
+
+
+def linear_posterior(
+    target: Target, num_observed: int, noise_sd: float, seed: int = 0, tries: int = 300
+) -> LinearPosterior:
+    """A posterior that keeps several modes alive: the best of ``tries`` simulated data."""
+    rng = np.random.default_rng(seed)
+    prior = target.density
+    w, m, c = (np.asarray(a) for a in (prior.weights, prior.means, prior.covariances))
+    w, dim = w / w.sum(), m.shape[1]
+    design = rng.normal(size=(num_observed, dim))
+    design /= np.linalg.norm(design, axis=1, keepdims=True)
+    scatter = design @ c @ design.T + noise_sd**2 * np.eye(num_observed)
+    candidates = []
+    for _ in range(tries):
+        j = rng.choice(len(w), p=w)
+        x = rng.multivariate_normal(m[j], c[j])
+        y = design @ x + noise_sd * rng.normal(size=num_observed)
+        residual = y - m @ design.T
+        distance = np.einsum("ja,jab,jb->j", residual, np.linalg.inv(scatter), residual)
+        log_det = np.linalg.slogdet(2.0 * np.pi * scatter)[1]
+        joint = np.log(w) - 0.5 * (distance + log_det)
+        evidence = np.logaddexp.reduce(joint)
+        post = np.exp(joint - evidence)
+        entropy = -np.sum(post * np.log(post + 1e-300))
+        candidates.append((entropy, y, post, evidence, residual))
+    _, y, post, evidence, residual = max(candidates, key=lambda item: item[0])
+    gain = c @ design.T @ np.linalg.inv(scatter)
+    means = m + np.einsum("jab,jb->ja", gain, residual)
+    covariances = c - gain @ design @ c
+    return LinearPosterior(
+        prior, design, noise_sd, y, post, means, covariances, float(evidence)
+    )

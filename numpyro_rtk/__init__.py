@@ -1,4 +1,4 @@
-"""numpyro_rtk: learn a prior from samples, write it in NumPyro, get a correct posterior."""
+"""Learn a prior from samples, write it in NumPyro, get a correct posterior."""
 
 from numpyro_rtk.io import load as load, save as save
 from numpyro_rtk.kernels.rtk_mala import RTKMALA as RTKMALA

@@ -74,7 +74,7 @@ def uniform_ladder(num_segments: int, horizon: float = 3.0) -> np.ndarray:
 
 
 def log_snr_ladder(
-    num_segments: int, horizon: float = 3.0, smallest_noise: float = 0.1
+    num_segments: int, horizon: float = 3.0, smallest_noise: float = 0.05
 ) -> np.ndarray:
     """Levels uniform in the log signal-to-noise ratio, dense near the data.
 

@@ -8,7 +8,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Moments", "StepSize", "adapt_step_size", "add_draw", "spread_of"]
+__all__ = [
+    "Moments",
+    "StepSize",
+    "Trials",
+    "adapt_step_size",
+    "add_draw",
+    "best_trial",
+    "record_trial",
+    "spread_of",
+]
 
 _DECAY = 0.6
 _SMALLEST, _LARGEST = 1e-3, 10.0
@@ -49,6 +58,27 @@ def adapt_step_size(
     average = state.log_average + weight * (log_step - state.log_average)
     is_last = iteration == num_warmup - 1
     return StepSize(jnp.exp(jnp.where(is_last, average, log_step)), average)
+
+
+class Trials(NamedTuple):
+    """Values of one constant tried in turn: each ``(n,)``, with their summed outcomes."""
+
+    values: jax.Array
+    total: jax.Array
+    count: jax.Array
+
+
+def record_trial(trials: Trials, index: jax.Array, outcome: jax.Array) -> Trials:
+    """Add the outcome (larger is better) of one trial of the value at ``index``."""
+    return trials._replace(
+        total=trials.total.at[index].add(outcome), count=trials.count.at[index].add(1)
+    )
+
+
+def best_trial(trials: Trials) -> jax.Array:
+    """The value with the largest mean outcome; untried values do not count."""
+    mean = trials.total / jnp.maximum(trials.count, 1)
+    return trials.values[jnp.argmax(jnp.where(trials.count > 0, mean, -jnp.inf))]
 
 
 class Moments(NamedTuple):

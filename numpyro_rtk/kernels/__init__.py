@@ -1,1 +1,1 @@
-
+"""NumPyro kernels: the border between NumPyro's driver and the pure core."""

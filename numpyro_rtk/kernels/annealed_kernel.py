@@ -22,8 +22,11 @@ from numpyro_rtk._checks import (
 from numpyro_rtk.core.adapt import (
     Moments,
     StepSize,
+    Trials,
     adapt_step_size,
     add_draw,
+    best_trial,
+    record_trial,
     spread_of,
 )
 from numpyro_rtk.core.annealed import (
@@ -44,6 +47,9 @@ __all__ = ["AnnealedKernel", "Defaults", "is_traced", "steps_per_segment"]
 # The pilot that chooses the likelihood's variance c: a grid on the standardised scale.
 _VARIANCE_GRID = np.geomspace(1e-4, 10.0, 11)
 _PILOT_RUNS = 64
+# Fresh runs alone favour too large a c (they do not see the modes that it misses), so the
+# first half of warm-up tries the pilot's value and these many below it on the chain.
+_NUM_TRIALS = 4
 # numpyro.infer.gibbs hands a block its initial values constrained, under this keyword.
 _GIBBS_SITES = "_gibbs_sites"
 
@@ -57,7 +63,8 @@ class Defaults(NamedTuple):
 
 
 SCORE_DEFAULTS = Defaults(num_segments=35, num_steps=(2,))
-MODEL_DEFAULTS = Defaults(num_segments=24, num_steps=(1, 1))
+# A precise likelihood switches on at small noise, where the log ladder is the denser.
+MODEL_DEFAULTS = Defaults(num_segments=24, num_steps=(1, 1), ladder="log_snr")
 
 
 def steps_per_segment(
@@ -229,7 +236,7 @@ class AnnealedKernel(MCMCKernel):
     def wrap_model(self, wrapper: Callable) -> "AnnealedKernel":
         """A copy bound to ``wrapper(model)`` (NumPyro's Gibbs)."""
         if not isinstance(self._problem, ModelProblem):
-            raise ValueError("`wrap_model` needs a kernel that was built from a model.")
+            raise TypeError("`wrap_model` needs a kernel that was built from a model.")
         kernel = copy.copy(self)
         kernel._problem = ModelProblem(wrapper(self.model), self._problem.path)
         kernel._sample_fn = None
@@ -315,14 +322,18 @@ class AnnealedKernel(MCMCKernel):
             steps=StepSize(step_size, jnp.log(step_size)),
             second_moment=moment,
             likelihood_variance=jnp.ones((), moment.dtype),
+            trials=Trials(*jnp.zeros((3, _NUM_TRIALS), moment.dtype)),
             loc=loc,
             scale=scale,
             moments=Moments(
                 jnp.zeros((), int), jnp.zeros_like(loc), jnp.zeros_like(loc)
             ),
         )
-        variance, run = self._pilot(key_pilot, bound, adapt)
-        adapt = adapt._replace(likelihood_variance=variance)
+        values, run = self._pilot(key_pilot, bound, adapt)
+        adapt = adapt._replace(
+            likelihood_variance=values[1],
+            trials=adapt.trials._replace(values=values),
+        )
         usable = jnp.isfinite(run.evaluation.log_density)
         weight = jnp.where(usable, run.log_weight, -jnp.inf)
         # where every weight vanished but points have density, start at one of those
@@ -384,7 +395,10 @@ class AnnealedKernel(MCMCKernel):
     def _pilot(
         self, key: jax.Array, bound: Bound, adapt: AdaptState
     ) -> tuple[jax.Array, Run]:
-        """Choose c by trial: the grid value whose runs have the steadiest log weights."""
+        """Values of c worth trying, largest first, and the runs of the first.
+
+        That is the grid value whose runs have the steadiest log weights.
+        """
 
         def runs(variance):
             trial = adapt._replace(likelihood_variance=variance)
@@ -394,11 +408,12 @@ class AnnealedKernel(MCMCKernel):
 
         if self.model is None:
             one = adapt.likelihood_variance
-            return one, runs(one)
+            return jnp.full(_NUM_TRIALS, one), runs(one)
         grid = jnp.asarray(_VARIANCE_GRID, adapt.second_moment.dtype)
         trials = jax.lax.map(runs, grid)
         best = jnp.argmin(jax.vmap(_unsteadiness)(trials.log_weight))
-        return grid[best], jax.tree.map(lambda leaf: leaf[best], trials)
+        lower = jnp.maximum(best - jnp.arange(_NUM_TRIALS), 0)
+        return grid[lower], jax.tree.map(lambda leaf: leaf[best], trials)
 
     def _sample_one(self, state: RTKState, args: tuple, kwargs: dict) -> RTKState:
         adapt = state.adapt_state
@@ -424,7 +439,9 @@ class AnnealedKernel(MCMCKernel):
             potential_energy=bound.log_volume - evaluation.log_density,
             segment_accept_prob=inner_accept,
             mean_accept_prob=mean + (fields["accept_prob"] - mean) / in_phase,
-            adapt_state=self._adapt(adapt, state.i, inner_accept, z),
+            adapt_state=self._adapt(
+                adapt, state.i, inner_accept, fields["accept_prob"], z
+            ),
             rng_key=key,
             **fields,
         )
@@ -470,9 +487,14 @@ class AnnealedKernel(MCMCKernel):
         return fields, run.position, run.evaluation, run.accept_prob
 
     def _adapt(
-        self, adapt: AdaptState, iteration: jax.Array, inner_accept: jax.Array, z: Any
+        self,
+        adapt: AdaptState,
+        iteration: jax.Array,
+        inner_accept: jax.Array,
+        accept_prob: jax.Array,
+        z: Any,
     ) -> AdaptState:
-        steps = adapt.steps
+        frozen, steps = adapt, adapt.steps
         if self._step_size is None and self._inner.is_adjusted:
             steps = adapt_step_size(
                 steps,
@@ -481,6 +503,7 @@ class AnnealedKernel(MCMCKernel):
                 iteration,
                 self._num_warmup,
             )
+        adapt = self._try_variances(adapt, iteration, accept_prob)
         moments, loc, scale = adapt.moments, adapt.loc, adapt.scale
         if self._problem.num_ordinary and self._corrected:
             moments = add_draw(moments, self._problem.ordinary_values(z))
@@ -496,8 +519,25 @@ class AnnealedKernel(MCMCKernel):
         adapted = adapt._replace(steps=steps, moments=moments, loc=loc, scale=scale)
         in_warmup = iteration < self._num_warmup
         return jax.tree.map(
-            lambda new, old: jnp.where(in_warmup, new, old), adapted, adapt
+            lambda new, old: jnp.where(in_warmup, new, old), adapted, frozen
         )
+
+    def _try_variances(
+        self, adapt: AdaptState, iteration: jax.Array, accept_prob: jax.Array
+    ) -> AdaptState:
+        """First half of warm-up: use each value of c in turn; then keep the best."""
+        last = (self._num_warmup // 2 // _NUM_TRIALS) * _NUM_TRIALS
+        if self.model is None or not self._corrected or last == 0:
+            return adapt
+        # the very first draw is made with the value for runs without warm-up
+        is_trial = (iteration > 0) & (iteration < last)
+        tried = record_trial(adapt.trials, iteration % _NUM_TRIALS, accept_prob)
+        trials = jax.tree.map(
+            lambda new, old: jnp.where(is_trial, new, old), tried, adapt.trials
+        )
+        following = trials.values[(iteration + 1) % _NUM_TRIALS]
+        variance = jnp.where(iteration + 1 < last, following, best_trial(trials))
+        return adapt._replace(trials=trials, likelihood_variance=variance)
 
 
 def _problem(model: Callable | None, score: Any, path: str | None) -> Problem:

@@ -356,15 +356,11 @@ class ModelProblem(Problem):
             if _is_plain(message):
                 continue
             # a mask or a scale: what the base counts in full is put right here
-            actual = jnp.sum(message["fn"].log_prob(fixed[site.name]))
-            if message["scale"] is not None:
-                actual = jnp.sum(
-                    message["scale"] * message["fn"].log_prob(fixed[site.name])
-                )
-            zero = jnp.zeros((), block.dtype)
-            counted = jax.vmap(lambda z, d=density: d(z, zero).log_density)(
-                block.reshape(copies, size)
-            )
+            weight = 1.0 if message["scale"] is None else message["scale"]
+            actual = jnp.sum(weight * message["fn"].log_prob(fixed[site.name]))
+            counted = jax.vmap(density, in_axes=(0, None))(
+                block.reshape(copies, size), jnp.zeros((), block.dtype)
+            ).log_density
             spread = paths.loc_and_scale(_learned_prior(message["fn"]).density)[1]
             log_volume = copies * jnp.sum(jnp.log(spread))
             value = value + actual + log_volume - jnp.sum(counted)
@@ -397,7 +393,7 @@ def _depends_on_values(support: Any) -> bool:
 def _refuse_what_cannot_move(latent: dict) -> None:
     for name, site in latent.items():
         if isinstance(site["fn"], dist.Delta):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004  what is wrong is the model, not a type
                 f"Site {name!r} has a Delta distribution; use `numpyro.deterministic`."
             )
         if site["fn"].support.is_discrete:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from numpyro_rtk.core.adapt import Moments, StepSize
+from numpyro_rtk.core.adapt import Moments, StepSize, Trials
 
 __all__ = ["AdaptState", "RTKState"]
 
@@ -16,6 +16,7 @@ class AdaptState(NamedTuple):
         steps: step sizes and their running average.
         second_moment: the prior's mean squared score, ``(K + 1, dim)``.
         likelihood_variance: c of the posterior path, on the standardised scale.
+        trials: warm-up's comparison of values for it.
         loc: centre of the ordinary sites, unconstrained, ``(num_ordinary,)``.
         scale: their scale.
         moments: running moments of their draws.
@@ -24,6 +25,7 @@ class AdaptState(NamedTuple):
     steps: StepSize
     second_moment: jax.Array
     likelihood_variance: jax.Array
+    trials: Trials
     loc: jax.Array
     scale: jax.Array
     moments: Moments
