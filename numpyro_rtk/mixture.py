@@ -113,9 +113,9 @@ class GaussianMixture(eqx.Module):
 
     def _both(self, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         z = (x - self.loc) / self.scale
-        means = signal(t) * (self.means - self.loc) / self.scale
+        means = signal(t) * (self.means - self.loc[None]) / self.scale[None]
         variances = jnp.square(signal(t)) * self._variances + noise_variance(t)
-        along = jnp.einsum("jab,ja->jb", self._axes, z - means)
+        along = jnp.einsum("jab,ja->jb", self._axes, z[None] - means)
         exponents = jnp.square(along) / variances + jnp.log(variances) + _LOG_2PI
         by_component = jnp.log(self.weights) - 0.5 * jnp.sum(exponents, axis=-1)
         shares = jax.nn.softmax(by_component)

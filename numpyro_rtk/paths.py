@@ -35,8 +35,8 @@ from numpyro_rtk.core.segment import (
     Evaluation,
     Segment,
     paper_segment_between,
-    sample_start,
     segment_between,
+    start_mean,
 )
 from numpyro_rtk.noise import noise_variance, signal
 
@@ -249,14 +249,22 @@ def calibrate(
         low, high, key = inputs
         scores, second_moment = moment(population, high)
         segment = segment_between(low, high, second_moment)
-        keys = jr.split(key, num_particles)
-        population = jax.vmap(sample_start, in_axes=(0, None, 0, 0))(
-            keys, segment, population, scores
-        )
-        return population, second_moment
+        means = jax.vmap(start_mean, in_axes=(None, 0, 0))(segment, population, scores)
+        noise = _balanced_normal(key, num_particles, dim, t.dtype)
+        return means + jnp.sqrt(segment.start_variance) * noise, second_moment
 
-    top = jr.normal(key_top, (num_particles, dim), t.dtype)
+    top = _balanced_normal(key_top, num_particles, dim, t.dtype)
     keys = jr.split(key_down, t.shape[0] - 1)
     bottom, moments = jax.lax.scan(descend, top, (t[:-1], t[1:], keys), reverse=True)
     last = moment(bottom, t[0])[1]
     return jnp.concatenate([last[None], moments])
+
+
+def _balanced_normal(key: jax.Array, n: int, dim: int, dtype: Any) -> jax.Array:
+    """Normal draws ``(n, dim)`` of mean exactly 0 and variance exactly 1.
+
+    A wide segment's start variance is ``1 - v E[score**2]`` with both factors near 1:
+    without this it is the sampling error of the population's own variance.
+    """
+    draws = jr.normal(key, (n, dim), dtype)
+    return (draws - jnp.mean(draws, axis=0)) / jnp.std(draws, axis=0)

@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from numpyro_rtk.noise import noise_variance
+
 __all__ = [
     "DensityFn",
     "Evaluation",
@@ -45,8 +47,8 @@ __all__ = [
 ]
 
 _LOG_2PI = 1.8378770664093453
-# A start narrower than this fraction of the noise's own variance is never right: the
-# moment that it is computed from is an estimate.
+# A start narrower than this fraction of a standard normal's reverse kernel is not to be
+# believed: the moment that it is computed from is an estimate.
 _SMALLEST_START_FRACTION = 0.02
 
 
@@ -86,7 +88,7 @@ def segment_between(
     """
     a = jnp.exp(t_low - t_high)
     v = -jnp.expm1(2.0 * (t_low - t_high))
-    variance = analytic_start_variance(a, v, second_moment)
+    variance = analytic_start_variance(a, v, second_moment, noise_variance(t_low))
     return Segment(a, v, 1.0 / a, v / a, variance)
 
 
@@ -114,12 +116,28 @@ def paper_segment_between(
 
 
 def analytic_start_variance(
-    a: jax.Array, v: jax.Array, second_moment: jax.Array
+    a: jax.Array,
+    v: jax.Array,
+    second_moment: jax.Array,
+    lower_noise: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """``v / a**2 * (1 - v E[score**2])`` per coordinate, kept positive."""
-    a, v = jnp.asarray(a)[..., None], jnp.asarray(v)[..., None]
-    fraction = jnp.clip(1.0 - v * second_moment, _SMALLEST_START_FRACTION, 1.0)
-    return v / jnp.square(a) * fraction
+    """``v / a**2 * (1 - v E[score**2])`` per coordinate, kept within its bounds.
+
+    Knowing the clean value too, ``z`` would have the bridge's variance
+    ``1 / (a**2 / v + 1 / lower_noise)``; not knowing it, ``z`` varies at least as much.
+    The bound matters in wide segments, where the difference from 1 is small.
+
+    Args:
+        a: the segment's, like ``v`` a scalar or ``(K,)``.
+        v: see there.
+        second_moment: mean squared score at the upper level, ``(..., dim)``.
+        lower_noise: the noise's variance at the lower level, like ``v``.
+    """
+    a, v, lower_noise = (jnp.asarray(x)[..., None] for x in (a, v, lower_noise))
+    widest = v / jnp.square(a)
+    bridge = lower_noise * v / (lower_noise * jnp.square(a) + v)
+    smallest = jnp.maximum(bridge, _SMALLEST_START_FRACTION * v)
+    return jnp.clip(widest * (1.0 - v * second_moment), smallest, widest)
 
 
 def log_noising(segment: Segment, x: jax.Array, z: jax.Array) -> jax.Array:

@@ -1,0 +1,33 @@
+"""What every test shares: compiled programs kept on disk, fixed keys, no display."""
+
+import os
+import pathlib
+import zlib
+
+import jax
+import jax.random as jr
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".jax_cache"))
+# The tests compile hundreds of small programs; by default only slow ones are kept.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture
+def key(request):
+    """A key of the test's own: the same every day, whatever the order of the tests."""
+    return jr.key(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def x64():
+    """Double precision inside one test, for rates of convergence."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)

@@ -1,0 +1,199 @@
+"""One segment between Gaussians, where everything has a closed form."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy import stats
+
+from numpyro_rtk.core import segment as seg
+from numpyro_rtk.core.segment import Evaluation
+from tests.oracles import assert_mean, gaussian_target
+
+LOW, HIGH = 0.15, 0.6
+MEAN, VARIANCE = np.array([0.7, -1.2, 0.1]), np.array([0.3, 1.5, 0.04])
+X = jnp.array([1.1, -0.4, 0.6])
+A = np.exp(LOW - HIGH)
+V = 1.0 - A**2
+
+
+def moments_at(t):
+    a = np.exp(-t)
+    return a * MEAN, a**2 * VARIANCE + 1.0 - a**2
+
+
+def exact_reverse():
+    """Mean and variance of z given x for the diagonal Gaussian, by Bayes's rule."""
+    mean, variance = moments_at(LOW)
+    posterior = 1.0 / (1.0 / variance + A**2 / V)
+    return posterior * (mean / variance + A * np.asarray(X) / V), posterior
+
+
+def gaussian_segment():
+    """With the analytic start, from the exact second moment of the score."""
+    return seg.segment_between(
+        jnp.array(LOW), jnp.array(HIGH), jnp.asarray(1.0 / moments_at(HIGH)[1])
+    )
+
+
+def upper_score():
+    return gaussian_target(*moments_at(HIGH))(X).score
+
+
+def test_segment_is_the_noising_between_its_levels():
+    segment = gaussian_segment()
+    np.testing.assert_allclose(segment.a, A, rtol=1e-6)
+    np.testing.assert_allclose(segment.v, V, rtol=1e-6)
+    mean, variance = moments_at(LOW)
+    np.testing.assert_allclose(A * mean, moments_at(HIGH)[0])
+    np.testing.assert_allclose(A**2 * variance + V, moments_at(HIGH)[1])
+
+
+def test_a_short_segment_keeps_its_digits():
+    segment = seg.segment_between(jnp.array(1.0), jnp.array(1.0 + 2**-20), jnp.ones(1))
+    np.testing.assert_allclose(segment.v, 2**-19, rtol=1e-5)
+
+
+def test_segments_of_a_ladder_at_once():
+    t, moment = jnp.array([0.0, 0.1, 0.5, 2.0]), jnp.ones((3, 2)) * 1.3
+    together = seg.segment_between(t[:-1], t[1:], moment)
+    for k in range(3):
+        alone = seg.segment_between(t[k], t[k + 1], moment[k])
+        jax.tree.map(
+            lambda many, one, k=k: np.testing.assert_allclose(many[k], one, rtol=1e-6),
+            together,
+            alone,
+        )
+
+
+def test_reverse_kernel_is_the_exact_conditional():
+    """Its gradient is exact; its log density is, up to one constant: log p(x)."""
+    segment = gaussian_segment()
+    kernel = seg.reverse_kernel(segment, X, gaussian_target(*moments_at(LOW)))
+    mean, variance = exact_reverse()
+    log_evidence = stats.norm.logpdf(X, *_mean_sd(moments_at(HIGH))).sum()
+    for z in np.random.default_rng(0).normal(size=(5, 3)):
+        got = kernel(jnp.asarray(z))
+        expected = stats.norm.logpdf(z, mean, np.sqrt(variance)).sum() + log_evidence
+        np.testing.assert_allclose(got.log_density, expected, rtol=1e-4)
+        np.testing.assert_allclose(got.score, (mean - z) / variance, rtol=1e-4)
+        gradient = jax.grad(lambda u: kernel(u).log_density)(jnp.asarray(z))
+        np.testing.assert_allclose(got.score, gradient, rtol=1e-4, atol=1e-4)
+
+
+def _mean_sd(moments):
+    return moments[0], np.sqrt(moments[1])
+
+
+def test_with_noising_is_the_kernel_and_without_undoes_it():
+    segment, lower_fn = gaussian_segment(), gaussian_target(*moments_at(LOW))
+    z = jnp.array([0.2, 0.9, -0.3])
+    kernel = seg.with_noising(segment, X, z, lower_fn(z))
+    there = seg.reverse_kernel(segment, X, lower_fn)(z)
+    back = seg.without_noising(segment, X, z, kernel)
+    for got, expected in ((kernel, there), (back, lower_fn(z))):
+        jax.tree.map(
+            lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-5),
+            got,
+            expected,
+        )
+
+
+def test_no_density_stays_none_through_the_noising():
+    segment, z = gaussian_segment(), jnp.zeros(3)
+    none = Evaluation(jnp.array(-jnp.inf), jnp.zeros(3))
+    back = seg.without_noising(segment, X, z, seg.with_noising(segment, X, z, none))
+    assert back.log_density == -jnp.inf
+
+
+def test_noising_is_normalised_and_its_draws_have_its_law(key):
+    segment, z = gaussian_segment(), jnp.array([0.2, 0.9, -0.3])
+    expected = stats.norm.logpdf(X, A * np.asarray(z), np.sqrt(V)).sum()
+    np.testing.assert_allclose(seg.log_noising(segment, X, z), expected, rtol=1e-5)
+    # n = 20,000 independent draws, z = 5
+    keys = jr.split(key, 20_000)
+    draws = jax.vmap(seg.sample_noising, in_axes=(0, None, None))(keys, segment, z)
+    assert_mean(draws, A * np.asarray(z))
+    assert_mean((draws - A * z[None]) ** 2, V)
+
+
+def test_analytic_start_is_the_exact_conditional_of_a_gaussian():
+    segment = gaussian_segment()
+    mean, variance = exact_reverse()
+    got = seg.start_mean(segment, X, upper_score())
+    np.testing.assert_allclose(got, mean, rtol=1e-4, atol=1e-5)
+    # 1 - v E[score**2] cancels where the data are narrow: the digits of float32
+    np.testing.assert_allclose(segment.start_variance, variance, rtol=1e-4)
+
+
+def test_tweedies_mean_is_exact_without_a_gaussian():
+    """E[z | x] by quadrature, for a lower level with two unequal modes."""
+    weights, means, variances = [0.7, 0.3], np.array([-1.0, 1.4]), np.array([0.1, 0.3])
+    z = np.linspace(-8.0, 8.0, 20_001)
+
+    def mixture(grid, a, v):
+        parts = [
+            w * stats.norm.pdf(grid, a * m, np.sqrt(a**2 * s + v))
+            for w, m, s in zip(weights, means, variances, strict=True)
+        ]
+        return np.sum(parts, axis=0)
+
+    for x in (-0.9, 0.2, 1.3):
+        joint = mixture(z, 1.0, 0.0) * stats.norm.pdf(x, A * z, np.sqrt(V))
+        expected = np.trapezoid(z * joint, z) / np.trapezoid(joint, z)
+        step = 1e-4
+        score = np.diff(np.log(mixture(np.array([x - step, x + step]), A, V)))
+        segment = seg.segment_between(jnp.array(LOW), jnp.array(HIGH), jnp.ones(1))
+        got = seg.start_mean(segment, jnp.array([x]), jnp.asarray(score / (2 * step)))
+        np.testing.assert_allclose(got, [expected], rtol=1e-4, atol=1e-5)
+
+
+def test_start_density_is_that_of_its_draws(key):
+    segment, score = gaussian_segment(), upper_score()
+    mean, variance = exact_reverse()
+    z = jnp.array([0.5, 0.1, 0.7])
+    expected = stats.norm.logpdf(z, mean, np.sqrt(variance)).sum()
+    np.testing.assert_allclose(seg.log_start(segment, z, X, score), expected, rtol=1e-3)
+    # n = 20,000 independent draws, z = 5
+    keys = jr.split(key, 20_000)
+    draws = jax.vmap(seg.sample_start, in_axes=(0, None, None, None))(
+        keys, segment, X, score
+    )
+    assert_mean(draws, mean)
+    assert_mean((np.asarray(draws) - mean) ** 2, variance)
+
+
+def test_papers_start():
+    segment = seg.paper_segment_between(
+        jnp.array(LOW), jnp.array(HIGH), jnp.array(3.0), dim=3
+    )
+    got = seg.start_mean(segment, X, upper_score())
+    np.testing.assert_allclose(got, 0.5 * np.exp(HIGH - LOW) * X, rtol=1e-5)
+    np.testing.assert_allclose(segment.start_variance, np.full(3, 1.0 / 12.0))
+    np.testing.assert_allclose([segment.a, segment.v], [A, V], rtol=1e-6)
+
+
+@pytest.mark.parametrize("moment", [1e3, 1e-3, 0.0])
+def test_start_variance_stays_between_its_bounds(moment):
+    """A moment is an estimate: the start never narrower than the bridge to the data."""
+    last = seg.analytic_start_variance(A, V, jnp.array([moment]))
+    assert 0.0199 * V < last[0] <= 1.00001 * V / A**2
+    noise = 1.0 - np.exp(-2.0 * LOW)
+    bridge = 1.0 / (A**2 / V + 1.0 / noise)
+    higher = seg.analytic_start_variance(A, V, jnp.array([moment]), noise)
+    assert 0.9999 * bridge < higher[0] <= 1.00001 * V / A**2
+
+
+def test_bridge_is_the_start_of_a_point():
+    """Data without spread: the exact start variance is the bridge's."""
+    noise = 1.0 - np.exp(-2.0 * LOW)
+    moment = jnp.array([1.0 / (A**2 * noise + V)])
+    got = seg.analytic_start_variance(A, V, moment, noise)
+    np.testing.assert_allclose(got, 1.0 / (A**2 / V + 1.0 / noise), rtol=1e-5)
+
+
+def test_dtype_is_kept():
+    segment = gaussian_segment()
+    kernel = seg.reverse_kernel(segment, X, gaussian_target(*moments_at(LOW)))
+    assert {leaf.dtype for leaf in jax.tree.leaves((segment, kernel(X)))} == {X.dtype}
