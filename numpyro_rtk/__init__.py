@@ -1,5 +1,10 @@
 """Learn a prior from samples, write it in NumPyro, get a correct posterior."""
 
+from numpyro_rtk.arviz_bridge import pareto_k as pareto_k
+from numpyro_rtk.diagnostics import (
+    importance_resample as importance_resample,
+    weighted_sample_size as weighted_sample_size,
+)
 from numpyro_rtk.io import load as load, save as save
 from numpyro_rtk.kernels.rtk_mala import RTKMALA as RTKMALA
 from numpyro_rtk.kernels.rtk_uld import RTKULD as RTKULD
