@@ -16,8 +16,9 @@ def pareto_k(log_weight: Any) -> float:
     slowly; above .7 they are not to be trusted at this number of draws.
 
     Args:
-        log_weight: raw log weights of any shape (``mcmc.get_extra_fields()["log_weight"]``);
-            all entries are one sample, ``-inf`` weighs nothing.
+        log_weight: raw log weights of any shape, such as
+            ``mcmc.get_extra_fields()["log_weight"]``; all entries are one sample,
+            ``-inf`` weighs nothing.
 
     Returns:
         The estimate; ``inf`` where fewer than five weights are above zero, from which
