@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.util import is_prng_key
+from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
 from numpyro_rtk._checks import (
@@ -42,7 +42,7 @@ from numpyro_rtk.kernels.problem import Bound, ModelProblem, Problem, ScoreProbl
 from numpyro_rtk.kernels.state import AdaptState, RTKState
 from numpyro_rtk.noise import Ladder, as_ladder
 
-__all__ = ["AnnealedKernel", "Defaults", "is_traced", "steps_per_segment"]
+__all__ = ["AnnealedKernel", "Defaults", "steps_per_segment"]
 
 # The pilot that chooses the likelihood's variance c: a grid on the standardised scale.
 _VARIANCE_GRID = np.geomspace(1e-4, 10.0, 11)
@@ -95,25 +95,18 @@ def steps_per_segment(
     return tuple(int(c) for c in counts) + (0,) * (num_segments - len(counts))
 
 
-def is_traced(value: Any) -> bool:
-    """Whether a value is only known inside a JAX transformation."""
-    return isinstance(value, jax.core.Tracer)
-
-
 class AnnealedKernel(MCMCKernel):
     """Draws by annealed runs of reverse transition kernels, Metropolised or raw.
 
     Not used directly: :class:`RTKMALA` and :class:`RTKULD` choose the inner sampler.
     """
 
-    sample_field = "z"
-
     def __init__(
         self,
         model: Callable | None,
         *,
         score: Any,
-        inner: InnerSampler,
+        build_inner: Callable[[], InnerSampler],
         weighted: bool,
         num_segments: int | None,
         num_steps: int | Sequence[int] | None,
@@ -126,6 +119,8 @@ class AnnealedKernel(MCMCKernel):
         setting: str,
     ):
         self._problem = _problem(model, score, path)
+        self._build_inner = build_inner
+        self._inner = inner = build_inner()
         is_model = model is not None
         defaults = MODEL_DEFAULTS if is_model else SCORE_DEFAULTS
         if setting == "paper":
@@ -155,7 +150,6 @@ class AnnealedKernel(MCMCKernel):
         self._num_steps = steps_per_segment(
             default_steps if num_steps is None else num_steps, self._num_segments
         )
-        self._inner = inner
         self._weighted = weighted
         self._step_size = step_size
         self._target_accept_prob = target_accept_prob
@@ -178,6 +172,11 @@ class AnnealedKernel(MCMCKernel):
     def model(self) -> Callable | None:
         """The NumPyro model; None for unconditional sampling."""
         return self._problem.model
+
+    @property
+    def sample_field(self) -> str:
+        """Name of the state's field that holds the draw."""
+        return "z"
 
     @property
     def default_fields(self) -> tuple[str, ...]:
@@ -244,8 +243,12 @@ class AnnealedKernel(MCMCKernel):
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        state["_sample_fn"] = None
+        state["_sample_fn"] = state["_inner"] = None  # closures do not pickle
         return state
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._inner = self._build_inner()
 
     # -- the chain -----------------------------------------------------------------
 
@@ -270,7 +273,7 @@ class AnnealedKernel(MCMCKernel):
 
         build = jax.jit(init_one if is_single else jax.vmap(init_one))
         state, has_start = build(rng_key, init_params)
-        if not is_traced(has_start) and not np.all(np.asarray(has_start)):
+        if not_jax_tracer(has_start) and not np.all(np.asarray(has_start)):
             raise RuntimeError(
                 "Cannot find a start of finite density: the model's log density was NaN "
                 f"or -inf at all {_PILOT_RUNS * len(_VARIANCE_GRID)} pilot draws. Check "

@@ -54,6 +54,7 @@ class Problem:
     model: Callable | None = None
     dim: int
     num_ordinary: int = 0
+    has_energy: bool
 
     def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
         """Check the user's input and note the static facts."""
@@ -78,6 +79,10 @@ class Problem:
     def check_init_params(self, init_params: Any) -> None:
         """Raise unless ``init_params`` has the structure of one draw."""
         raise NotImplementedError
+
+    def unconstrain(self, args: tuple, kwargs: dict, values: Any) -> Any:
+        """From the user's values to unconstrained ones."""
+        return values
 
     def constrain(self, args: tuple, kwargs: dict, *, replay: bool) -> Callable:
         """From unconstrained to the user's values."""
@@ -136,8 +141,6 @@ class ModelProblem(Problem):
     normal.
     """
 
-    has_energy: bool
-
     def __init__(self, model: Callable, path: str | None):
         if not callable(model):
             raise TypeError(
@@ -183,7 +186,7 @@ class ModelProblem(Problem):
                 "to anneal from a Gaussian fitted in warm-up (see also NUTS)."
             )
         self.has_energy = all(
-            paths.has_energy(_learned_prior(s["fn"]).density) for s in learned.values()
+            paths.has_energy(_density_of(site)) for site in learned.values()
         )
         self.learned = tuple(
             _Site(name, jnp.shape(site["value"])) for name, site in learned.items()
@@ -212,7 +215,7 @@ class ModelProblem(Problem):
         trace = self._trace(jr.key(0), args, kwargs)
         parts, centres, spreads = [], [], []
         for site in self.learned:
-            density = _learned_prior(trace[site.name]["fn"]).density
+            density = _density_of(trace[site.name])
             event_size = math.prod(density.event_shape)
             parts.append(
                 (paths.standardised(density), event_size, site.size // event_size)
@@ -245,7 +248,7 @@ class ModelProblem(Problem):
     def ordinary_location(
         self, key: jax.Array, args: tuple, kwargs: dict
     ) -> tuple[jax.Array, jax.Array]:
-        """Median and half the central 68 % of prior draws, learned sites at their centre."""
+        """Median and half the central 68 % of prior draws, given central learned sites."""
         if not self.num_ordinary:
             return super().ordinary_location(key, args, kwargs)
 
@@ -347,7 +350,7 @@ class ModelProblem(Problem):
         free = {site.name: values[site.name] for site in self.ordinary}
         model = handlers.seed(self.model, rng_seed=0)
         rest = handlers.block(handlers.substitute(model, data=fixed), hide=list(fixed))
-        value = -potential_energy(rest, args, kwargs, free)
+        value = -jnp.asarray(potential_energy(rest, args, kwargs, free))
         start = 0
         for site, (density, size, copies) in zip(self.learned, parts, strict=True):
             block = u[start : start + site.size]
@@ -361,7 +364,7 @@ class ModelProblem(Problem):
             counted = jax.vmap(density, in_axes=(0, None))(
                 block.reshape(copies, size), jnp.zeros((), block.dtype)
             ).log_density
-            spread = paths.loc_and_scale(_learned_prior(message["fn"]).density)[1]
+            spread = paths.loc_and_scale(_density_of(message))[1]
             log_volume = copies * jnp.sum(jnp.log(spread))
             value = value + actual + log_volume - jnp.sum(counted)
         return value
@@ -373,6 +376,13 @@ def _learned_prior(fn: Any) -> LearnedPrior | None:
     while isinstance(fn, wrappers):
         fn = fn.base_dist
     return fn if isinstance(fn, LearnedPrior) else None
+
+
+def _density_of(site: dict) -> Any:
+    """The density of a site that is known to be learned."""
+    prior = _learned_prior(site["fn"])
+    assert prior is not None
+    return prior.density
 
 
 def _is_plain(site: dict) -> bool:

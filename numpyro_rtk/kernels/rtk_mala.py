@@ -1,6 +1,7 @@
 """RTKMALA: algorithms 1 and 2 of the RTK paper as a NumPyro kernel."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from numpyro_rtk.core.mala import mala
@@ -97,7 +98,8 @@ class RTKMALA(AnnealedKernel):
     ):
         if num_leapfrog is None:
             num_leapfrog = 1 if setting == "paper" else 2
-        inner = mala(
+        build_inner = partial(
+            mala,
             num_leapfrog=num_leapfrog,
             acceptance=acceptance,
             move_radius=move_radius,
@@ -114,7 +116,7 @@ class RTKMALA(AnnealedKernel):
         super().__init__(
             model,
             score=score,
-            inner=inner,
+            build_inner=build_inner,
             weighted=is_exact,
             num_segments=num_segments,
             num_steps=num_steps,

@@ -1,6 +1,7 @@
 """RTKULD: algorithms 1 and 3 of the RTK paper as a NumPyro kernel."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from numpyro_rtk.core.uld import uld
@@ -66,7 +67,7 @@ class RTKULD(AnnealedKernel):
         super().__init__(
             model,
             score=score,
-            inner=uld(friction=friction, adjusted=adjusted),
+            build_inner=partial(uld, friction=friction, adjusted=adjusted),
             weighted=adjusted,
             num_segments=num_segments,
             num_steps=num_steps,

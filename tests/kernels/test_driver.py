@@ -1,0 +1,269 @@
+"""What NumPyro's driver asks of a kernel; each test is a thing that has bitten somebody."""
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, NUTS
+
+import numpyro_rtk as rtk
+from tests.kernels.conftest import MIXTURE, SMALL, make_mcmc, model
+
+DATA = jnp.array(0.5)
+
+
+def test_samples_are_a_dict_of_constrained_sites_with_deterministics(finished):
+    samples = finished.get_samples(group_by_chain=True)
+    assert {k: v.shape for k, v in samples.items()} == {
+        "x": (2, 30, 2),
+        "sigma": (2, 30),
+        "total": (2, 30),
+    }
+    assert bool(jnp.all(samples["sigma"] > 0))
+    np.testing.assert_allclose(samples["total"], samples["x"].sum(-1), rtol=1e-5)
+
+
+def test_chains_differ_and_move(finished):
+    x = np.asarray(finished.get_samples(group_by_chain=True)["x"])
+    assert not np.allclose(x[0], x[1])
+    assert (np.unique(x[0, :, 0]).size) > 5
+
+
+def test_extra_fields_are_plain_arrays(finished):
+    fields = finished.get_extra_fields(group_by_chain=True)
+    assert fields["segment_accept_prob"].shape == (2, 30, 6)
+    assert fields["accept_prob"].shape == (2, 30)
+    assert not fields["diverging"].any()
+    # two candidates and the backward pass, each 1 + 6 segments + 1 step of 2 leapfrogs
+    assert set(np.asarray(fields["num_score_evals"]).ravel()) == {3 * 9}
+    inner = np.asarray(fields["segment_accept_prob"])
+    assert np.isfinite(inner[..., 0]).all()
+    assert np.isnan(inner[..., 1:]).all()
+    finite = ("accept_prob", "potential_energy", "log_weight")
+    assert all(np.isfinite(fields[name]).all() for name in finite)
+
+
+def test_potential_energy_is_that_of_nuts(finished):
+    from numpyro.infer.util import potential_energy
+
+    state = finished.last_state
+    for chain in range(2):
+        z = {name: value[chain] for name, value in state.z.items()}
+        expected = potential_energy(model, (DATA,), {}, z)
+        np.testing.assert_allclose(state.potential_energy[chain], expected, rtol=1e-4)
+
+
+def test_summary_prints(finished, capsys):
+    finished.print_summary()
+    printed = capsys.readouterr().out
+    assert "sigma" in printed
+    assert "Number of divergences: 0" in printed
+
+
+@pytest.mark.parametrize("method", ["sequential", jax.vmap])
+def test_other_chain_methods(method):
+    mcmc = make_mcmc(num_chains=2, chain_method=method, num_warmup=4, num_samples=6)
+    mcmc.run(jr.key(0), DATA)
+    assert mcmc.get_samples(group_by_chain=True)["x"].shape == (2, 6, 2)
+
+
+def test_chain_methods_agree_draw_by_draw():
+    keys = jr.split(jr.key(3), 2)
+    draws = {}
+    for method in ("sequential", "vectorized"):
+        mcmc = make_mcmc(num_chains=2, chain_method=method, num_warmup=0, num_samples=3)
+        mcmc.run(keys, DATA)
+        draws[method] = mcmc.get_samples()["x"]
+    np.testing.assert_allclose(draws["sequential"], draws["vectorized"], atol=2e-3)
+
+
+def test_parallel_chains_in_a_process_with_two_devices():
+    script = textwrap.dedent(
+        """
+        import jax, jax.numpy as jnp
+        from tests.kernels.conftest import make_mcmc
+        assert jax.local_device_count() == 2
+        mcmc = make_mcmc(num_chains=2, chain_method="parallel", num_samples=6)
+        mcmc.run(jax.random.key(0), jnp.array(0.5))
+        x = mcmc.get_samples(group_by_chain=True)["x"]
+        assert x.shape == (2, 6, 2) and bool(jnp.all(jnp.isfinite(x)))
+        """
+    )
+    flags = "--xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+@pytest.mark.parametrize("jit_model_args", [False, True])
+def test_second_run_sees_new_data(jit_model_args):
+    mcmc = make_mcmc(jit_model_args=jit_model_args, num_samples=150)
+    mcmc.run(jr.key(0), jnp.array(-1.5))
+    low = mcmc.get_samples()["total"].mean()
+    mcmc.run(jr.key(1), jnp.array(2.5))
+    high = mcmc.get_samples()["total"].mean()
+    assert high - low > 0.7  # the two posteriors' means are 1.6 apart
+
+
+def test_new_data_after_warmup_needs_no_new_warmup():
+    mcmc = make_mcmc(jit_model_args=True, num_samples=150)
+    mcmc.warmup(jr.key(0), jnp.array(-1.5))
+    mcmc.run(jr.key(1), jnp.array(2.5))
+    assert mcmc.get_samples()["total"].mean() > 0.5
+
+
+def test_warmup_then_run_initialises_once(monkeypatch):
+    calls = []
+    original = rtk.RTKMALA.init
+    monkeypatch.setattr(
+        rtk.RTKMALA,
+        "init",
+        lambda self, *a, **k: calls.append(1) or original(self, *a, **k),
+    )
+    mcmc = make_mcmc()
+    mcmc.warmup(jr.key(0), DATA)
+    tuned = mcmc.post_warmup_state.adapt_state
+    mcmc.run(jr.key(1), DATA)
+    assert len(calls) == 1
+    jax.tree.map(
+        np.testing.assert_array_equal, tuned, mcmc.last_state.adapt_state
+    )  # frozen after warm-up
+
+
+def test_resume_continues_the_same_chain():
+    whole = make_mcmc(num_warmup=0, num_samples=60)
+    whole.run(jr.key(0), DATA)
+
+    half = make_mcmc(num_warmup=0)
+    half.run(jr.key(0), DATA)
+    first = half.get_samples()["x"]
+    half.post_warmup_state = half.last_state
+    half.run(half.post_warmup_state.rng_key, DATA)
+    both = jnp.concatenate([first, half.get_samples()["x"]])
+    np.testing.assert_allclose(both, whole.get_samples()["x"], rtol=1e-4)
+
+
+def test_thinning_keeps_every_second_draw():
+    full = make_mcmc()
+    full.run(jr.key(0), DATA)
+    thin = make_mcmc(thinning=2)
+    thin.run(jr.key(0), DATA)
+    assert thin.get_samples()["x"].shape == (15, 2)
+    np.testing.assert_allclose(
+        thin.get_samples()["x"], full.get_samples()["x"][1::2], rtol=1e-4
+    )
+
+
+def test_extra_fields_reach_the_step_sizes():
+    mcmc = make_mcmc()
+    mcmc.run(jr.key(0), DATA, extra_fields=("adapt_state.step_size", "i"))
+    assert mcmc.get_extra_fields()["adapt_state.step_size"].shape == (30, 6)
+
+
+def test_init_params_are_the_start():
+    kernel = rtk.RTKMALA(model, **SMALL)
+    start = {"x": jnp.array([0.25, -0.5]), "sigma": jnp.array(-0.3)}
+    state = kernel.init(jr.key(0), 0, start, model_args=(DATA,), model_kwargs={})
+    jax.tree.map(np.testing.assert_allclose, state.z, start)
+
+
+def test_keyword_arguments_of_the_model():
+    mcmc = make_mcmc()
+    mcmc.run(jr.key(0), y=DATA)
+    assert mcmc.get_samples()["x"].shape == (30, 2)
+
+
+def test_finished_run_survives_pickling(finished):
+    again = pickle.loads(pickle.dumps(finished))
+    np.testing.assert_array_equal(again.get_samples()["x"], finished.get_samples()["x"])
+    again.post_warmup_state = again.last_state
+    again.run(jr.key(5), DATA)
+    assert again.get_samples()["x"].shape == (60, 2)
+
+
+def test_progress_string_names_the_kind_of_draw(finished):
+    kernel = rtk.RTKMALA(model, **SMALL)
+    state = kernel.init(jr.key(0), 2, None, model_args=(DATA,), model_kwargs={})
+    text = kernel.get_diagnostics_str(kernel.sample(state, (DATA,), {}))
+    assert text.startswith("exact, 27 evals/draw, acc. prob=")
+    assert "inner" in text
+
+
+def test_progress_bar_runs(monkeypatch, capsys):
+    monkeypatch.delenv("CI", raising=False)
+    mcmc = make_mcmc(num_warmup=2, num_samples=2, progress_bar=True)
+    mcmc.run(jr.key(0), DATA)
+    assert "evals/draw" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(numpyro.infer, "Gibbs"), reason="NumPyro < 0.22")
+def test_gibbs_block_beside_nuts():
+    from numpyro.infer import Gibbs
+
+    kernel = Gibbs([(rtk.RTKMALA(model, **SMALL), ["x"]), (NUTS(model), None)])
+    mcmc = MCMC(kernel, num_warmup=50, num_samples=300, progress_bar=False)
+    mcmc.run(jr.key(0), DATA)
+    joint = make_mcmc(num_samples=600, num_warmup=50)
+    joint.run(jr.key(1), DATA)
+    for name in ("sigma", "total"):
+        a, b = mcmc.get_samples()[name], joint.get_samples()[name]
+        assert abs(a.mean() - b.mean()) < 5 * 0.8 * np.sqrt(20 / 300)  # ESS about 15
+
+
+def test_score_gives_one_array_of_the_event_shape():
+    kernel = rtk.RTKMALA(score=MIXTURE, num_segments=6)
+    mcmc = make_mcmc(kernel, num_chains=3, chain_method="vectorized")
+    mcmc.run(jr.key(0))
+    assert mcmc.get_samples().shape == (90, 2)
+    assert kernel.model is None
+
+
+def test_raw_model_draws_have_weights():
+    mcmc = make_mcmc(rtk.RTKMALA(model, **SMALL, corrected=False))
+    mcmc.run(jr.key(0), DATA)
+    fields = mcmc.get_extra_fields()
+    assert np.ptp(np.asarray(fields["log_weight"])) > 0
+    assert np.unique(np.asarray(mcmc.get_samples()["x"])[:, 0]).size == 30
+
+
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_uld_on_a_model(adjusted):
+    kernel = rtk.RTKULD(model, **SMALL, adjusted=adjusted)
+    mcmc = make_mcmc(kernel)
+    mcmc.run(jr.key(0), DATA)
+    assert ("log_weight" in mcmc.get_extra_fields()) == adjusted
+    assert kernel.guarantee.startswith("exact" if adjusted else "approximate")
+
+
+def test_learned_prior_in_a_plate_beside_ordinary_sites():
+    def plated(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+        with numpyro.plate("groups", 3):
+            x = numpyro.sample("x", rtk.LearnedPrior(MIXTURE))
+            numpyro.sample("y", dist.Normal(mu + x[:, 0], 0.5), obs=y)
+
+    mcmc = make_mcmc(rtk.RTKMALA(plated, **SMALL), num_samples=5)
+    mcmc.run(jr.key(0), jnp.array([0.1, 1.0, -0.5]))
+    samples = mcmc.get_samples()
+    assert samples["x"].shape == (5, 3, 2)
+    assert samples["mu"].shape == (5,)
+
+
+def test_prior_as_a_model_argument():
+    def with_argument(prior, y):
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(x[0], 0.5), obs=y)
+
+    mcmc = make_mcmc(
+        rtk.RTKMALA(with_argument, **SMALL), num_samples=5, jit_model_args=True
+    )
+    mcmc.run(jr.key(0), rtk.LearnedPrior(MIXTURE), DATA)
+    assert mcmc.get_samples()["x"].shape == (5, 2)
