@@ -261,7 +261,7 @@ def parse_args():
     parser.add_argument("--num-candidates", type=int, default=16)
     parser.add_argument("--num-segments", type=int, default=48)
     parser.add_argument("--train-steps", type=int, default=1500)
-    parser.add_argument("--num-components", type=int, default=16)
+    parser.add_argument("--num-components", type=int, default=12)
     parser.add_argument("--num-pixels", type=int, default=20)
     parser.add_argument("--digit", type=int, default=7, help="0 to 199")
     parser.add_argument(

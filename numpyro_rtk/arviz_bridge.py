@@ -1,6 +1,7 @@
 """What ArviZ computes for us; the one module that imports it, inside its functions."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,12 @@ def pareto_k(log_weight: Any) -> float:
 
 def _estimator() -> Callable[[np.ndarray], Any]:
     """ArviZ's estimate from log weights, wherever this version keeps it."""
+    # by name: no environment has both, and type checkers look into the one they run in
     try:
         try:
-            from arviz_stats.base import array_stats
+            array_stats = import_module("arviz_stats.base").array_stats
         except ImportError:
-            from arviz import psislw  # 0.23
-
+            psislw = import_module("arviz").psislw  # 0.23
             return lambda log_weight: psislw(log_weight)[1]
         # 1.x takes log likelihoods, the negated log weights of leaving one out
         return lambda log_weight: array_stats.psislw(-log_weight)[1]
