@@ -144,8 +144,8 @@ class ModelProblem(Problem):
     def __init__(self, model: Callable, path: str | None):
         if not callable(model):
             raise TypeError(
-                f"`model` must be a NumPyro model (a callable); got {model!r}. A density "
-                "alone is given as `score=`."
+                "`model` must be a NumPyro model (a callable); got "
+                f"{type(model).__name__}. A density alone is given as `score=`."
             )
         if path not in (None, "gaussian"):
             raise ValueError(f'`path` must be None or "gaussian"; got {path!r}.')
@@ -157,9 +157,13 @@ class ModelProblem(Problem):
         self.must_replay = False
 
     def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
-        """Trace the model once, refuse what cannot be sampled, note the sites."""
+        """Trace the model once, refuse what cannot be sampled, note the sites.
+
+        The trace is abstract, as it will be inside the transition: a model that needs
+        the values of its sites in Python is caught here.
+        """
         try:
-            trace = self._trace(key, args, kwargs)
+            jax.eval_shape(lambda k: self._note(self._trace(k, args, kwargs)), key)
         except (
             jax.errors.ConcretizationTypeError,
             jax.errors.TracerArrayConversionError,
@@ -169,6 +173,8 @@ class ModelProblem(Problem):
                 "an argument in Python control flow or NumPy code. Use jax.numpy, "
                 "jax.lax.cond or jnp.where instead."
             ) from error
+
+    def _note(self, trace: dict) -> None:
         latent = {
             name: site
             for name, site in trace.items()

@@ -13,7 +13,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer import MCMC, NUTS
 
 import numpyro_rtk as rtk
 from tests.kernels.conftest import MIXTURE, SMALL, make_mcmc, model
@@ -202,20 +201,6 @@ def test_progress_bar_runs(monkeypatch, capsys):
     mcmc = make_mcmc(num_warmup=2, num_samples=2, progress_bar=True)
     mcmc.run(jr.key(0), DATA)
     assert "evals/draw" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not hasattr(numpyro.infer, "Gibbs"), reason="NumPyro < 0.22")
-def test_gibbs_block_beside_nuts():
-    from numpyro.infer import Gibbs
-
-    kernel = Gibbs([(rtk.RTKMALA(model, **SMALL), ["x"]), (NUTS(model), None)])
-    mcmc = MCMC(kernel, num_warmup=50, num_samples=300, progress_bar=False)
-    mcmc.run(jr.key(0), DATA)
-    joint = make_mcmc(num_samples=600, num_warmup=50)
-    joint.run(jr.key(1), DATA)
-    for name in ("sigma", "total"):
-        a, b = mcmc.get_samples()[name], joint.get_samples()[name]
-        assert abs(a.mean() - b.mean()) < 5 * 0.8 * np.sqrt(20 / 300)  # ESS about 15
 
 
 def test_score_gives_one_array_of_the_event_shape():

@@ -1,0 +1,173 @@
+"""The kernels' posteriors against quadrature, and the test's power to see an error.
+
+The model: x from an asymmetric one-dimensional mixture (weights .3 / .7), an ordinary
+log-normal scale, one datum. The posterior of (x, log sigma) is integrated on a grid.
+"""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.stats as st
+from numpyro.infer import MCMC, NUTS
+
+import numpyro_rtk as rtk
+from numpyro_rtk.core import annealed
+
+PRIOR = rtk.GaussianMixture(
+    [0.3, 0.7], [[-1.2], [0.9]], [[[0.05]], [[0.25]]], standardise=True
+)
+Y = 0.1
+OPTIONS = {"num_segments": 8, "num_steps": (1, 1), "num_candidates": 3}
+CHAINS, DRAWS = 20, 150
+
+
+def model(y):
+    x = numpyro.sample("x", rtk.LearnedPrior(PRIOR))
+    sigma = numpyro.sample("sigma", dist.LogNormal(-0.3, 0.4))
+    numpyro.sample("y", dist.Normal(x[0], sigma), obs=y)
+
+
+STATISTICS = {
+    "left mode": lambda x, sigma: (x < -0.3) * 1.0,
+    "x": lambda x, sigma: x,
+    "x squared": lambda x, sigma: x**2,
+    "log sigma": lambda x, sigma: np.log(sigma),
+    "x times log sigma": lambda x, sigma: x * np.log(sigma),
+}
+
+
+def truth() -> dict[str, float]:
+    x, log_sigma = np.meshgrid(
+        np.linspace(-4, 5, 1501), np.linspace(-2.5, 1.8, 501), indexing="ij"
+    )
+    sigma = np.exp(log_sigma)
+    prior = 0.3 * st.norm.pdf(x, -1.2, 0.05**0.5) + 0.7 * st.norm.pdf(x, 0.9, 0.5)
+    density = prior * st.norm.pdf(log_sigma, -0.3, 0.4) * st.norm.pdf(Y, x, sigma)
+    density /= density.sum()
+    return {
+        name: float((f(x, sigma) * density).sum()) for name, f in STATISTICS.items()
+    }
+
+
+def worst_z(mcmc) -> float:
+    """Largest |z| over the statistics; the standard error is that of 20 chain means.
+
+    The chains are independent, so the chain means are, whatever the autocorrelation:
+    their standard deviation over sqrt(20) is an honest standard error.
+    """
+    samples = mcmc.get_samples(group_by_chain=True)
+    x = np.asarray(samples["x"])[..., 0]
+    sigma = np.asarray(samples["sigma"])
+    exact = truth()
+    scores = []
+    for name, statistic in STATISTICS.items():
+        means = statistic(x, sigma).mean(axis=1)
+        error = means.std(ddof=1) / np.sqrt(len(means))
+        scores.append(abs(means.mean() - exact[name]) / error)
+    return max(scores)
+
+
+def run(kernel) -> MCMC:
+    mcmc = MCMC(
+        kernel,
+        num_warmup=40,
+        num_samples=DRAWS,
+        num_chains=CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jr.key(11), jnp.array(Y))
+    return mcmc
+
+
+# Student's t with 19 degrees of freedom: |t| > 5 has probability 8e-5 per statistic.
+THRESHOLD = 5.0
+
+KERNELS = {
+    "RTKMALA": lambda: rtk.RTKMALA(model, **OPTIONS),
+    "RTKMALA, paper's start": lambda: rtk.RTKMALA(
+        model, setting="paper", num_steps=2, num_candidates=8
+    ),
+    "RTKULD adjusted": lambda: rtk.RTKULD(model, adjusted=True, **OPTIONS),
+}
+
+
+@pytest.mark.parametrize("build", KERNELS.values(), ids=KERNELS.keys())
+def test_corrected_kernels_have_the_exact_posterior(build):
+    assert worst_z(run(build())) < THRESHOLD
+
+
+def test_nuts_accepts_the_learned_prior_as_a_density():
+    """Valid, if not quick: two modes close enough for NUTS to cross."""
+    mcmc = MCMC(
+        NUTS(model),
+        num_warmup=200,
+        num_samples=400,
+        num_chains=CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jr.key(2), jnp.array(Y))
+    assert worst_z(mcmc) < THRESHOLD
+
+
+BREAKAGES = {
+    "backward pass without weight": lambda log_w, chosen, current: jnp.zeros(()),
+    "backward weight ignored": lambda log_w, chosen, current: (
+        log_w[chosen] - log_w.max()
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKAGES.values(), ids=BREAKAGES.keys())
+def test_a_wrong_backward_pass_is_seen(monkeypatch, broken):
+    """Negative control: few segments and one candidate make the correction matter."""
+    monkeypatch.setattr(annealed, "_log_accept", broken)
+    options = {"num_segments": 3, "num_steps": (1,), "num_candidates": 1}
+    assert worst_z(run(rtk.RTKMALA(model, **options))) > 2 * THRESHOLD
+
+
+def test_the_same_setting_unbroken_is_exact():
+    options = {"num_segments": 3, "num_steps": (1,), "num_candidates": 1}
+    assert worst_z(run(rtk.RTKMALA(model, **options))) < THRESHOLD
+
+
+def test_weights_of_raw_draws_give_evidence_and_posterior():
+    mcmc = run(rtk.RTKMALA(model, corrected=False, **OPTIONS))
+    log_w = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["log_weight"])
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])[..., 0]
+    grid = np.linspace(-2.5, 1.8, 4001)
+    scale = np.exp(grid)
+    likelihood = 0.3 * st.norm.pdf(Y, -1.2, np.sqrt(0.05 + scale**2)) + 0.7 * (
+        st.norm.pdf(Y, 0.9, np.sqrt(0.25 + scale**2))
+    )
+    evidence = np.trapezoid(likelihood * st.norm.pdf(grid, -0.3, 0.4), grid)
+    estimates = np.exp(log_w).mean(axis=1)
+    error = estimates.std(ddof=1) / np.sqrt(CHAINS)
+    assert abs(estimates.mean() - evidence) < THRESHOLD * error
+    assert error < 0.05 * evidence
+    left = (np.exp(log_w) * (x < -0.3)).mean(axis=1)
+    expected = truth()["left mode"]
+    error = (left - expected * estimates).std(ddof=1) / np.sqrt(CHAINS)
+    assert abs(left.mean() - expected * estimates.mean()) < THRESHOLD * error
+
+
+@pytest.mark.skipif(not hasattr(numpyro.infer, "Gibbs"), reason="NumPyro < 0.22")
+def test_gibbs_block_beside_nuts_has_the_exact_posterior():
+    from numpyro.infer import Gibbs
+
+    kernel = Gibbs([(rtk.RTKMALA(model, **OPTIONS), ["x"]), (NUTS(model), None)])
+    mcmc = MCMC(
+        kernel,
+        num_warmup=50,
+        num_samples=DRAWS,
+        num_chains=CHAINS,
+        chain_method=jax.vmap,
+        progress_bar=False,
+    )
+    mcmc.run(jr.key(4), jnp.array(Y))
+    assert worst_z(mcmc) < THRESHOLD

@@ -1,0 +1,182 @@
+"""LearnedPrior as a NumPyro distribution: what it must survive, and what it refuses."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+from numpyro.infer import Predictive, log_likelihood
+from numpyro.infer.util import log_density
+
+import numpyro_rtk as rtk
+
+MIXTURE = rtk.GaussianMixture(
+    [0.3, 0.7],
+    [[-1.5, 0.5], [1.0, -0.5]],
+    [np.eye(2) * 0.2, [[0.2, -0.05], [-0.05, 0.4]]],
+    standardise=True,
+)
+PRIOR = rtk.LearnedPrior(MIXTURE)
+X = jnp.array([[0.1, -0.3], [1.0, 0.2], [-1.2, 0.6]])
+
+
+class Plain:
+    """A user's own density: no batches, no pytree, no draws of its own."""
+
+    event_shape = (2,)
+    loc, scale = MIXTURE.loc, MIXTURE.scale
+
+    def log_density(self, x, t):
+        assert jnp.shape(x) == (2,)
+        return MIXTURE.log_density(x, t)
+
+    def score(self, x, t):
+        return MIXTURE.score(x, t)
+
+
+class ScoreOnly:
+    event_shape = (2,)
+
+    def score(self, x, t):
+        return MIXTURE.score(x, t)
+
+
+def test_log_prob_is_the_density_at_noise_zero():
+    np.testing.assert_allclose(PRIOR.log_prob(X), MIXTURE.log_density(X, 0.0))
+    np.testing.assert_allclose(
+        rtk.LearnedPrior(Plain()).log_prob(X), PRIOR.log_prob(X), rtol=1e-5
+    )
+    assert PRIOR.log_prob(X.reshape(3, 1, 2)).shape == (3, 1)
+
+
+def test_gradient_of_log_prob_is_the_score():
+    gradient = jax.grad(lambda x: PRIOR.log_prob(x).sum())(X)
+    np.testing.assert_allclose(gradient, MIXTURE.score(X, 0.0), rtol=1e-4)
+
+
+def test_it_crosses_jit_vmap_and_cond():
+    direct = PRIOR.log_prob(X)
+    through_jit = jax.jit(lambda prior, x: prior.log_prob(x))(PRIOR, X)
+    through_vmap = jax.vmap(lambda prior, x: prior.log_prob(x), in_axes=(None, 0))(
+        PRIOR, X
+    )
+    through_cond = jax.jit(
+        lambda flag: jax.lax.cond(flag, lambda: PRIOR, lambda: PRIOR)
+    )(True).log_prob(X)
+    for other in (through_jit, through_vmap, through_cond):
+        np.testing.assert_allclose(other, direct, rtol=1e-5)
+
+
+def test_a_learned_model_crosses_jit_too():
+    samples = jr.normal(jr.key(0), (64, 2)) * 2.0 + 1.0
+    model, _ = rtk.fit(
+        jr.key(1), samples, num_steps=50, batch_size=16, progress_bar=False
+    )
+    prior = rtk.LearnedPrior(model)
+    inside = jax.jit(lambda p, x: p.log_prob(x))(prior, X)
+    np.testing.assert_allclose(inside, prior.log_prob(X), rtol=1e-4)
+
+
+def test_expand_mask_and_to_event():
+    expanded = PRIOR.expand((4, 3))
+    assert expanded.batch_shape == (4, 3)
+    assert expanded.event_shape == (2,)
+    draws = expanded.sample(jr.key(0))
+    assert draws.shape == (4, 3, 2)
+    np.testing.assert_allclose(
+        expanded.log_prob(draws), PRIOR.log_prob(draws), rtol=1e-5
+    )
+    masked = PRIOR.expand((3,)).mask(jnp.array([True, False, True]))
+    np.testing.assert_allclose(
+        masked.log_prob(X), PRIOR.log_prob(X) * jnp.array([1.0, 0.0, 1.0]), rtol=1e-5
+    )
+    total = PRIOR.expand((3,)).to_event(1).log_prob(X)
+    np.testing.assert_allclose(total, PRIOR.log_prob(X).sum(), rtol=1e-5)
+
+
+def test_support_is_real():
+    assert PRIOR.support.event_dim == 1
+    assert bool(jnp.all(PRIOR.support(X)))
+
+
+def test_sample_by_annealed_run_has_the_right_modes_and_moments():
+    """4,000 draws: sd of a weight .0073, of a mean sd / 63; 5 of them, plus the run's
+    own bias, which the drawing benchmark puts below .02 in weight."""
+    n = 4000
+    draws = rtk.LearnedPrior(Plain()).sample(jr.key(0), (n,))
+    left = float(jnp.mean(draws[:, 0] < -0.3))
+    truth = float(jnp.mean(MIXTURE.sample(jr.key(1), (200_000,))[:, 0] < -0.3))
+    assert abs(left - truth) < 5 * np.sqrt(truth * (1 - truth) / n) + 0.02
+    sd = np.asarray(MIXTURE.scale)
+    error = np.abs(np.asarray(draws.mean(0)) - np.asarray(MIXTURE.loc)) / sd
+    assert error.max() < 5 / np.sqrt(n) + 0.05
+    assert np.abs(np.asarray(draws.std(0)) / sd - 1.0).max() < 0.08
+
+
+def model(y=None):
+    with numpyro.plate("groups", 3):
+        x = numpyro.sample("x", PRIOR)
+        numpyro.sample("y", dist.Normal(x[:, 0], 0.5), obs=y)
+
+
+def test_predictive_and_plates():
+    draws = Predictive(model, num_samples=5)(jr.key(0))
+    assert draws["x"].shape == (5, 3, 2)
+    assert draws["y"].shape == (5, 3)
+
+
+def test_log_likelihood_holds_the_observed_site_only():
+    values = log_likelihood(model, {"x": X[None]}, y=jnp.zeros(3))
+    assert set(values) == {"y"}
+    expected = dist.Normal(X[:, 0], 0.5).log_prob(0.0)
+    np.testing.assert_allclose(values["y"][0], expected, rtol=1e-5)
+
+
+def test_log_density_of_a_model_counts_the_prior_once():
+    value, _ = log_density(model, (), {"y": jnp.zeros(3)}, {"x": X})
+    expected = PRIOR.log_prob(X).sum() + dist.Normal(X[:, 0], 0.5).log_prob(0.0).sum()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_mask_and_scale_reach_the_kernels_target():
+    """What the annealed path counts in full is put right for masked or scaled sites."""
+    from numpyro_rtk.kernels.problem import ModelProblem
+    from numpyro_rtk.paths import levels_of
+
+    def odd():
+        with numpyro.plate("g", 3), handlers.scale(scale=0.5):
+            x = numpyro.sample("x", PRIOR.mask(jnp.array([True, False, True])))
+        numpyro.factor("rest", -jnp.sum(x**2))
+
+    problem = ModelProblem(odd, None)
+    problem.setup(jr.key(0), (), {})
+    bound = problem.bind((), {}, jnp.zeros(0), jnp.zeros(0))
+    level = jax.tree.map(lambda leaf: leaf[0], levels_of(np.array([0.0, 1.0]), 1.0))
+    value = bound.path(bound.flatten({"x": X}), level).log_density - bound.log_volume
+    expected, _ = log_density(odd, (), {}, {"x": X})
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_refusals():
+    with pytest.raises(TypeError, match="`density` must be an object.*rtk.fit"):
+        rtk.LearnedPrior(lambda x: x)
+    with pytest.raises(ValueError, match=r"shape batch \+ \(2,\); got \(3,\)"):
+        PRIOR.log_prob(jnp.zeros(3))
+    with pytest.raises(TypeError, match="`log_prob` needs an energy"):
+        rtk.LearnedPrior(ScoreOnly()).log_prob(jnp.zeros(2))
+    with pytest.raises(TypeError, match="`key` must be a PRNG key"):
+        PRIOR.sample(3)
+
+
+def test_score_only_prior_can_be_drawn_from():
+    draws = rtk.LearnedPrior(ScoreOnly()).sample(jr.key(0), (8,))
+    assert draws.shape == (8, 2)
+    assert bool(jnp.all(jnp.isfinite(draws)))
+
+
+def test_the_two_halves_make_the_density_again():
+    assert eqx.tree_equal(PRIOR.density, MIXTURE)
