@@ -1,0 +1,453 @@
+"""Runs down and up the ladder, their weights, and the exact transition."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy import stats
+
+from numpyro_rtk import paths
+from numpyro_rtk.core import annealed
+from numpyro_rtk.core.annealed import (
+    Plan,
+    anneal_down,
+    anneal_up,
+    metropolised,
+    num_evals,
+)
+from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.segment import Evaluation, paper_segment_between
+from numpyro_rtk.core.uld import uld
+from numpyro_rtk.noise import angle_ladder
+from tests.oracles import SKEWED, Mixture, assert_mean, summaries, z_score
+
+N = 5_000
+# On the prior's standardised scale: y = direction . u + N(0, VARIANCE).
+PRIOR = SKEWED.standardised()
+DIRECTION, Y, VARIANCE = np.array([1.0, -0.5]), 0.3, 0.25
+POSTERIOR, EVIDENCE = PRIOR.posterior(DIRECTION, Y, VARIANCE)
+
+# num_steps, inner sampler: none, even, uneven; MALA and the reversal of ULD's momentum
+RUNS = {
+    "no inner steps": ((0,) * 5, mala()),
+    "mala, uneven": ((2, 1, 1, 0, 3), mala()),
+    "uld, even": ((2,) * 5, uld(adjusted=True)),
+}
+
+
+# few wide segments, a poor constant: raw draws are visibly wrong, acceptance is not 1
+HARD = {"num_segments": 3, "likelihood_variance": 1.0}
+
+
+def log_likelihood(u):
+    residual = Y - jnp.dot(jnp.asarray(DIRECTION, u.dtype), u)
+    return -0.5 * (jnp.square(residual) / VARIANCE + jnp.log(2.0 * jnp.pi * VARIANCE))
+
+
+def level_zero(levels):
+    return jax.tree.map(lambda leaf: leaf[0], levels)
+
+
+@functools.cache
+def second_moment(num_segments):
+    """Mean squared score per level, from exact draws of the noised prior."""
+    rows = []
+    for t in angle_ladder(num_segments):
+        draws = jnp.asarray(PRIOR.noised(t).draws(1, 20_000), jnp.float32)
+        rows.append(np.mean(np.square(PRIOR.jax().score(draws, t)), axis=0))
+    return np.stack(rows)
+
+
+def posterior_problem(num_segments=5, likelihood_variance=VARIANCE, paper_start=False):
+    times = angle_ladder(num_segments)
+    path = paths.posterior_path(paths.standardised(PRIOR.jax()), log_likelihood)
+    moment = jnp.asarray(second_moment(num_segments), jnp.float32)
+    segments, scale = paths.plan_segments(times, moment)
+    if paper_start:  # with a smoothness small enough for weights of finite variance
+        t = jnp.asarray(times, jnp.float32)
+        smoothness = jnp.full(num_segments, 0.2)
+        segments = paper_segment_between(t[:-1], t[1:], smoothness, 2)
+    levels = paths.levels_of(times, likelihood_variance)
+    return path, Plan(levels, segments, jnp.full(num_segments, 0.8), scale)
+
+
+def run_down(key, path, plan, inner, num_steps, n=N):
+    def one(key):
+        key_top, key_down = jr.split(key)
+        dim = plan.scale.shape[1]
+        top = jr.normal(key_top, (dim,))
+        return anneal_down(key_down, top, path, plan, inner, num_steps)
+
+    return jax.jit(jax.vmap(one))(jr.split(key, n))
+
+
+def run_up(key, path, plan, inner, num_steps, draws):
+    draws, bottom = jnp.asarray(draws, jnp.float32), level_zero(plan.levels)
+
+    def one(key, x):
+        return anneal_up(key, x, path(x, bottom), path, plan, inner, num_steps)
+
+    return jax.jit(jax.vmap(one))(jr.split(key, len(draws)), draws)
+
+
+def transition(key, path, plan, inner, num_steps, num_candidates, draws, times=1):
+    bottom = level_zero(plan.levels)
+
+    def one(key, x):
+        def body(x, key):
+            new = metropolised(
+                key,
+                x,
+                path(x, bottom),
+                path,
+                plan,
+                inner,
+                num_steps,
+                num_candidates,
+            )
+            return new.position, new
+
+        x, all_new = jax.lax.scan(body, x, jr.split(key, times))
+        return x, jax.tree.map(lambda leaf: leaf[-1], all_new)
+
+    draws = jnp.asarray(draws, jnp.float32)
+    return jax.jit(jax.vmap(one))(jr.split(key, len(draws)), draws)
+
+
+def bridge_z(down, up, draws):
+    """The z of ``E_down[min(w, Z) f] = Z E_up[min(1, Z / w) f]``, for eight f.
+
+    The identity holds between runs down and their reversals from exact ``draws``, for
+    every function f of the lower end; both sides are bounded, so that z scores mean
+    what they say however heavy the tails of the weights.
+    """
+    sides = []
+    for run, end in ((down, down.position), (up, draws)):
+        weight = np.exp(np.asarray(run.log_weight, np.float64))
+        if run is up:
+            bounded = EVIDENCE * np.minimum(1.0, EVIDENCE / weight)
+        else:
+            bounded = np.minimum(weight, EVIDENCE)
+        f = np.column_stack([np.ones(len(bounded)), summaries(end)])
+        sides.append(bounded[:, None] * f)
+    error = np.sqrt(sum(s.var(axis=0, ddof=1) / len(s) for s in sides))
+    return (sides[0].mean(axis=0) - sides[1].mean(axis=0)) / error
+
+
+@functools.cache
+def posterior_draws():
+    return POSTERIOR.draws(seed=5, n=N)
+
+
+def expectations():
+    """Of the summaries under the posterior: moments exactly, the rest by many draws."""
+    return summaries(POSTERIOR.draws(seed=9, n=1_000_000)).mean(axis=0)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_weights_correct_the_draws_and_give_the_evidence(name, key):
+    """n = 5,000 runs: E[w] = Z and E[w (f - E f)] = 0 for seven f; z = 5."""
+    num_steps, inner = RUNS[name]
+    path, plan = posterior_problem()
+    run = run_down(key, path, plan, inner, num_steps)
+    weight = np.exp(np.asarray(run.log_weight, np.float64))
+    effective = weight.sum() ** 2 / np.sum(weight**2) / N
+    assert effective > 0.1  # so that the z scores mean what they say
+    assert_mean(weight, EVIDENCE)
+    centred = summaries(run.position) - expectations()
+    assert_mean(weight[:, None] * centred)
+
+
+def test_negative_control_unweighted_draws_are_biased(key):
+    path, plan = posterior_problem()
+    run = run_down(key, path, plan, mala(), (0,) * 5)
+    assert np.max(np.abs(z_score(summaries(run.position), expectations()))) > 10.0
+
+
+def test_normalised_target_has_evidence_one(key):
+    """The prior path: E[w] = 1, and its raw draws are close with exact scores."""
+    _, plan = posterior_problem()
+    path = paths.prior_path(paths.standardised(PRIOR.jax()))
+    run = run_down(key, path, plan, mala(), (1, 1, 0, 0, 0))
+    assert_mean(np.exp(np.asarray(run.log_weight, np.float64)), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "paper_start"),
+    [("no inner steps", True), ("mala, uneven", False), ("uld, even", True)],
+)
+def test_up_reverses_down(name, paper_start, key):
+    """n = 5,000 runs each way, eight statistics of the bridge identity; z = 5."""
+    num_steps, inner = RUNS[name]
+    path, plan = posterior_problem(paper_start=paper_start)
+    key_down, key_up = jr.split(key)
+    down = run_down(key_down, path, plan, inner, num_steps)
+    draws = posterior_draws()
+    up = run_up(key_up, path, plan, inner, num_steps, draws)
+    z = bridge_z(down, up, draws)
+    assert np.all(np.abs(z) < 5.0), z
+
+
+def test_negative_control_steps_not_undone(key):
+    """The same identity with an upward pass that forgets the inner steps, n = 20,000."""
+    num_steps, inner = (6,) * 3, mala()
+    path, plan = posterior_problem(**HARD)
+    key_down, key_up = jr.split(key)
+    down = run_down(key_down, path, plan, inner, num_steps, n=20_000)
+    draws = POSTERIOR.draws(seed=6, n=20_000)
+    for steps, is_right in ((num_steps, True), ((0,) * 3, False)):
+        up = run_up(key_up, path, plan, inner, steps, draws)
+        z = np.max(np.abs(bridge_z(down, up, draws)))
+        assert z < 5.0 if is_right else z > 7.0, z
+
+
+def test_mean_inverse_weight_of_runs_up_is_the_inverse_evidence(key):
+    """E_up[1 / w] = 1 / Z; n = 5,000, z = 5."""
+    path, plan = posterior_problem()
+    up = run_up(key, path, plan, mala(), (1, 1, 0, 0, 0), posterior_draws())
+    assert_mean(np.exp(-np.asarray(up.log_weight, np.float64)), 1.0 / EVIDENCE)
+
+
+def test_one_gaussian_has_weights_without_variance(key):
+    """Where every start is the exact conditional, every path weighs the same: 1.
+
+    A narrow diagonal Gaussian; the horizon's own mismatch is a factor of a few per
+    cent, exact in closed form: the weight is p_T(x_T) / N(x_T).
+    """
+    gaussian = Mixture([1.0], [[0.4, -0.2]], [np.diag([0.1, 0.6])])
+    times = angle_ladder(5)
+    moment = [1.0 / np.diag(gaussian.noised(t).covariances[0]) for t in times]
+    segments, scale = paths.plan_segments(
+        times, jnp.asarray(np.stack(moment), "float32")
+    )
+    plan = Plan(paths.levels_of(times, 1.0), segments, jnp.full(5, 0.8), scale)
+    path = paths.prior_path(paths.standardised(gaussian.jax()))
+    tops = jr.normal(key, (100, 2))
+    for num_steps in ((0,) * 5, (2, 0, 0, 1, 1)):
+        run = jax.vmap(
+            lambda k, x, steps=num_steps: anneal_down(k, x, path, plan, mala(), steps)
+        )(jr.split(key, 100), tops)
+        expected = gaussian.noised(times[-1]).log_density(np.asarray(tops))
+        expected -= stats.norm.logpdf(tops).sum(axis=1)
+        np.testing.assert_allclose(run.log_weight, expected, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_candidates"), [("none", 4), ("mala", 1), ("mala", 4), ("uld", 1)]
+)
+def test_transition_leaves_the_posterior_invariant(name, num_candidates, key):
+    """n = 5,000 exact draws, paired changes of seven statistics, z = 5."""
+    num_steps, inner = {
+        "none": ((0, 0, 0), mala()),
+        "mala": ((2, 0, 1), mala()),
+        "uld": ((2, 2, 2), uld(adjusted=True)),
+    }[name]
+    path, plan = posterior_problem(**HARD)
+    draws = posterior_draws()
+    after, new = transition(key, path, plan, inner, num_steps, num_candidates, draws)
+    assert_mean(summaries(after) - summaries(draws))
+    moved = np.mean(np.any(np.asarray(after) != draws.astype("float32"), axis=1))
+    np.testing.assert_allclose(moved, np.mean(new.accept_prob), atol=0.02)
+    assert 0.1 < moved < 0.95
+
+
+def test_negative_control_accepting_always(key, monkeypatch):
+    """The same statistic sees a transition that forgets the acceptance."""
+    monkeypatch.setattr(annealed, "_log_accept", lambda w, i, w0: jnp.zeros(()))
+    path, plan = posterior_problem(**HARD)
+    draws = posterior_draws()
+    after, _ = transition(key, path, plan, mala(), (2, 0, 1), 1, draws)
+    assert np.max(np.abs(z_score(summaries(after) - summaries(draws)))) > 7.0
+
+
+def test_transition_finds_the_mode_weights_from_one_mode(key):
+    """n = 1,000 chains, all started in one point, 25 transitions each; z = 5."""
+    path, plan = posterior_problem(**HARD)
+    start = np.tile(POSTERIOR.means[2], (1_000, 1))
+    after, _ = transition(key, path, plan, mala(), (1, 0, 0), 4, start, times=25)
+    assert_mean(summaries(after), expectations())
+
+
+@pytest.mark.parametrize("num_steps", [(0,) * 5, (2, 1, 0, 0, 1)])
+def test_transition_is_exact_for_a_hard_constraint(num_steps, key):
+    """Prior N(0, 1) cut at -.1: noise leaves the support at every level.
+
+    n = 5,000 exact draws, two transitions each; quantiles under the truth, z = 5.
+    """
+    cut = -0.1
+    normal = Mixture([1.0], [[0.0]], [[[1.0]]]).jax()
+    path = paths.posterior_path(
+        paths.standardised(normal), lambda u: jnp.where(u[0] > cut, 0.0, -jnp.inf)
+    )
+    times = angle_ladder(5)
+    segments, scale = paths.plan_segments(times, jnp.ones((6, 1)))
+    plan = Plan(paths.levels_of(times, 0.3), segments, jnp.full(5, 0.8), scale)
+    law = stats.truncnorm(cut, np.inf)
+    draws = law.rvs((N, 1), random_state=np.random.default_rng(0))
+    after, new = transition(key, path, plan, mala(), num_steps, 2, draws, times=2)
+    before, after = law.cdf(draws), law.cdf(np.asarray(after, np.float64))
+    for f in (lambda p: p, lambda p: p < 0.1, lambda p: p > 0.8):
+        assert_mean(1.0 * f(after) - 1.0 * f(before))
+    assert np.mean(new.accept_prob) > 0.4
+    assert not np.any(np.isnan(new.current_log_weight))
+
+
+@pytest.mark.parametrize(
+    ("inner", "num_steps"),
+    [(uld(), (0,) * 4), (mala(), (3, 0, 1, 1)), (mala(num_leapfrog=1), (2,) * 4)],
+    ids=["none", "mala-2", "mala-1"],
+)
+def test_num_evals_is_what_a_run_costs(num_steps, inner):
+    """Counted while the run is running, not while it is traced."""
+    base, plan = posterior_problem(num_segments=4)
+    calls = []
+
+    def path(u, level):
+        jax.debug.callback(lambda: calls.append(None))
+        return base(u, level)
+
+    run = jax.jit(
+        lambda k: anneal_down(k, jnp.ones(2), path, plan, inner, num_steps).position
+    )
+    jax.block_until_ready(run(jr.key(0)))
+    jax.effects_barrier()
+    assert len(calls) == num_evals(inner, num_steps)
+
+
+def test_one_program_for_equal_steps_in_a_row():
+    """The path is traced per group of segments, not per segment."""
+    base, plan = posterior_problem()
+    calls = []
+
+    def path(u, level):
+        calls.append(None)
+        return base(u, level)
+
+    run = lambda k, steps: anneal_down(k, jnp.ones(2), path, plan, mala(), steps)
+    counts = {}
+    for steps in [(1,) * 5, (2, 2, 0, 0, 0), (2, 0, 2, 0, 2)]:
+        calls.clear()
+        jax.eval_shape(functools.partial(run, steps=steps), jr.key(0))
+        counts[steps] = len(calls)
+    groups = {(1,) * 5: (1, 1), (2, 2, 0, 0, 0): (2, 1), (2, 0, 2, 0, 2): (5, 3)}
+    for steps, (num_groups, num_stepping) in groups.items():
+        assert counts[steps] == 1 + num_groups + 2 * num_stepping
+
+
+def test_groups_are_put_together_in_order(key):
+    """Accept probabilities are NaN in exactly the segments without inner steps."""
+    path, plan = posterior_problem()
+    num_steps = (0, 2, 1, 0, 1)
+    down = run_down(key, path, plan, mala(), num_steps, n=3)
+    up = run_up(key, path, plan, mala(), num_steps, posterior_draws()[:3])
+    for run in (down, up):
+        without = np.array(num_steps) == 0
+        np.testing.assert_array_equal(np.isnan(run.accept_prob), [without] * 3)
+        assert run.start_residual.shape == run.score.shape == (3, 5, 2)
+    # the score at each segment's upper state; at the top it is known
+    tops = np.asarray(up.position)
+    expected = jax.vmap(path, in_axes=(0, None))(
+        tops, jax.tree.map(lambda leaf: leaf[-1], plan.levels)
+    )
+    np.testing.assert_allclose(up.score[:, -1], expected.score, rtol=1e-5)
+    np.testing.assert_allclose(
+        up.evaluation.log_density, expected.log_density, rtol=1e-5
+    )
+
+
+def test_start_residual_is_the_best_start_variance(key):
+    """For a Gaussian its mean is the exact variance; n = 5,000, z = 5."""
+    gaussian = Mixture([1.0], [[0.0, 0.0]], [np.diag([0.1, 0.6])])
+    times = angle_ladder(5)
+    moment = [1.0 / np.diag(gaussian.noised(t).covariances[0]) for t in times]
+    segments, scale = paths.plan_segments(
+        times, jnp.asarray(np.stack(moment), "float32")
+    )
+    plan = Plan(paths.levels_of(times, 1.0), segments, jnp.full(5, 0.8), scale)
+    path = paths.prior_path(paths.standardised(gaussian.jax()))
+    run = run_down(key, path, plan, mala(), (1, 0, 0, 1, 0))
+    assert_mean(run.start_residual, np.asarray(segments.start_variance))
+
+
+def test_inner_evaluation_is_that_of_the_end(key):
+    path, plan = posterior_problem()
+    run = run_down(key, path, plan, mala(), (2, 1, 0, 0, 0), n=20)
+    bottom = level_zero(plan.levels)
+    expected = jax.vmap(path, in_axes=(0, None))(run.position, bottom)
+    jax.tree.map(
+        lambda got, there: np.testing.assert_allclose(got, there, rtol=1e-3, atol=1e-3),
+        run.evaluation,
+        expected,
+    )
+
+
+@pytest.mark.parametrize("value", [jnp.nan, -jnp.inf])
+@pytest.mark.parametrize("num_steps", [(0,) * 5, (2, 0, 1, 0, 1)])
+def test_no_density_anywhere_spoils_no_number(value, num_steps, key):
+    """A likelihood that fails on half the space: weights and draws stay numbers."""
+    _, plan = posterior_problem()
+    path = paths.posterior_path(
+        paths.standardised(PRIOR.jax()),
+        lambda u: jnp.where(u[0] > 0.3, value, log_likelihood(u)),
+    )
+    run = run_down(key, path, plan, mala(), num_steps, n=500)
+    assert np.all(np.isfinite(run.position))
+    assert not np.any(np.isnan(run.log_weight))
+    dead = np.asarray(run.position[:, 0]) > 0.3
+    assert 0 < dead.sum() < 500
+    assert np.all(np.isneginf(np.asarray(run.log_weight)[dead]))
+    good = POSTERIOR.draws(3, 500)
+    good[:, 0] = np.minimum(good[:, 0], 0.25)
+    after, new = transition(key, path, plan, mala(), num_steps, 2, good, times=3)
+    assert np.all(np.isfinite(after))
+    assert np.all(np.asarray(after)[:, 0] <= 0.3)
+    for leaf in (new.accept_prob, new.log_weights, new.current_log_weight):
+        assert not np.any(np.isnan(leaf))
+
+
+@pytest.mark.parametrize("num_steps", [(0,) * 5, (1,) * 5])
+def test_a_path_without_any_number_never_moves(num_steps, key):
+    """Raw NaN, value and score, as no path of the package returns: nothing moves."""
+    _, plan = posterior_problem()
+
+    def path(u, level):
+        return Evaluation(jnp.nan * u[0], jnp.nan * u)
+
+    def one(key, x):
+        start = Evaluation(jnp.zeros(()), jnp.zeros(2))
+        return metropolised(key, x, start, path, plan, mala(), num_steps, 3)
+
+    x = jnp.asarray(posterior_draws()[:50], jnp.float32)
+    new = jax.jit(jax.vmap(one))(jr.split(key, 50), x)
+    np.testing.assert_array_equal(new.position, x)
+    np.testing.assert_array_equal(new.accept_prob, np.zeros(50))
+    assert np.all(np.isneginf(new.log_weights))
+    assert not np.any(np.isnan(new.current_log_weight))
+
+
+def test_a_start_without_density_is_left_at_once(key):
+    path, plan = posterior_problem()
+
+    def one(key, x):
+        none = Evaluation(jnp.array(-jnp.inf), jnp.zeros(2))
+        return metropolised(key, x, none, path, plan, mala(), (0,) * 5, 1)
+
+    new = jax.jit(jax.vmap(one))(jr.split(key, 20), jnp.ones((20, 2)))
+    np.testing.assert_array_equal(new.accept_prob, np.ones(20))
+    assert not np.any(new.position == 1.0)
+
+
+def test_dtype_is_kept(key):
+    path, plan = posterior_problem()
+    shapes = jax.eval_shape(
+        lambda k, x: metropolised(
+            k, x, path(x, level_zero(plan.levels)), path, plan, mala(), (1,) * 5, 2
+        ),
+        key,
+        jnp.ones(2, jnp.float32),
+    )
+    for leaf in jax.tree.leaves(shapes):
+        assert leaf.dtype in (jnp.float32, jnp.bool_)
