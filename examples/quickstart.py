@@ -255,14 +255,14 @@ def main(args):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num-warmup", type=int, default=200)
-    parser.add_argument("--num-samples", type=int, default=500)
+    parser.add_argument("--num-warmup", type=int, default=150)
+    parser.add_argument("--num-samples", type=int, default=400)
     parser.add_argument("--num-chains", type=int, default=4)
-    parser.add_argument("--num-candidates", type=int, default=16)
+    parser.add_argument("--num-candidates", type=int, default=12)
     parser.add_argument("--num-segments", type=int, default=48)
-    parser.add_argument("--train-steps", type=int, default=1500)
+    parser.add_argument("--train-steps", type=int, default=1200)
     parser.add_argument("--num-components", type=int, default=12)
-    parser.add_argument("--num-pixels", type=int, default=20)
+    parser.add_argument("--num-pixels", type=int, default=16)
     parser.add_argument("--digit", type=int, default=7, help="0 to 199")
     parser.add_argument(
         "--output",
