@@ -1,7 +1,7 @@
 """RTKMALA on models whose posterior is known: mode weights, moments, ESS, evidence.
 
-    python benchmarks/posteriors.py            # the figures of the README
-    python benchmarks/posteriors.py --quick
+python benchmarks/posteriors.py            # the figures of the README
+python benchmarks/posteriors.py --quick
 """
 
 import argparse
@@ -103,7 +103,9 @@ def main():
             posterior = linear_posterior(
                 correlated_mixture(dim, 6, seed), observed, sd, seed + 100
             )
-            print(f"d = {dim}, {observed} observations, modes {posterior.weights.round(2)}")
+            print(
+                f"d = {dim}, {observed} observations, modes {posterior.weights.round(2)}"
+            )
             corrected(posterior, 16, 200, draws)
             weighted(posterior, 20, draws)
 

@@ -12,7 +12,7 @@ import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.util import is_prng_key
+from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import Plan, anneal_down
@@ -83,8 +83,8 @@ class LearnedPrior(dist.Distribution):
         """The density that the prior was built from."""
         return eqx.combine(self._arrays, self._static)
 
-    @constraints.dependent_property(is_discrete=False)
-    def support(self):
+    @property
+    def support(self) -> constraints.Constraint:
         """All of the real space of the event's shape."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
@@ -106,7 +106,7 @@ class LearnedPrior(dist.Distribution):
             )
         batch = value.shape[: value.ndim - rank]
         if isinstance(density, eqx.Module):
-            return density.log_density(value, 0.0)
+            return density.log_density(value, 0.0)  # pyright: ignore
         flat = value.reshape((-1, *self.event_shape))
         # a user's own object is asked for one event at a time
         return jax.vmap(lambda x: density.log_density(x, 0.0))(flat).reshape(batch)
@@ -143,7 +143,7 @@ class LearnedPrior(dist.Distribution):
             dim = math.prod(self.event_shape)
             calibrate = jax.jit(lambda key: paths.calibrate(key, base, times, dim))
             moment = calibrate(jr.key(0))
-            if not isinstance(moment, jax.core.Tracer):
+            if not_jax_tracer(moment):
                 self._second_moment = np.asarray(moment)
         segments, scale = paths.plan_segments(times, jnp.asarray(moment))
         step_size = jnp.full(_NUM_SEGMENTS, _STEP_SIZE, scale.dtype)

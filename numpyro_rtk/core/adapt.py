@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 _DECAY = 0.6
-_SMALLEST, _LARGEST = 1e-3, 10.0
+_SMALLEST = 1e-3
 
 
 class StepSize(NamedTuple):
@@ -36,6 +36,7 @@ def adapt_step_size(
     target: float,
     iteration: jax.Array,
     num_warmup: int,
+    largest: float = 10.0,
 ) -> StepSize:
     """One Robbins-Monro step on the log step size (Andrieu & Thoms 2008).
 
@@ -48,11 +49,12 @@ def adapt_step_size(
         target: acceptance probability aimed at.
         iteration: 0-based.
         num_warmup: length of warm-up.
+        largest: bound of the step size.
     """
     gain = jnp.power(iteration + 1.0, -_DECAY)
     error = jnp.where(jnp.isnan(accept_prob), 0.0, accept_prob - target)
     log_step = jnp.log(state.current) + gain.astype(error.dtype) * error
-    log_step = jnp.clip(log_step, jnp.log(_SMALLEST), jnp.log(_LARGEST))
+    log_step = jnp.clip(log_step, jnp.log(_SMALLEST), jnp.log(largest))
     averaged = iteration - num_warmup // 2 + 1
     weight = jnp.where(averaged >= 1, 1.0 / jnp.maximum(averaged, 1), 1.0)
     average = state.log_average + weight * (log_step - state.log_average)

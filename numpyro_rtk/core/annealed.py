@@ -283,8 +283,18 @@ def metropolised(
     def pick(new, old):
         return jnp.where(is_accepted, new[chosen], old)
 
-    new = jax.tree.map(pick, (down.position, down.evaluation), (position, evaluation))
-    return Transition(*new, accept_prob, down.log_weight, up.log_weight, down, up)
+    new_position, new_evaluation = jax.tree.map(
+        pick, (down.position, down.evaluation), (position, evaluation)
+    )
+    return Transition(
+        position=new_position,
+        evaluation=new_evaluation,
+        accept_prob=accept_prob,
+        log_weights=down.log_weight,
+        current_log_weight=up.log_weight,
+        down=down,
+        up=up,
+    )
 
 
 def _log_accept(

@@ -43,6 +43,8 @@ class InnerSampler(NamedTuple):
         evals_per_step: evaluations of the target that a step costs.
         is_adjusted: whether a step leaves the target exactly invariant.
         uses_energy: whether acceptance reads the log density (not the score alone).
+        largest_step: step size beyond which a longer step moves less on a Gaussian (a
+            leapfrog path turns back after a quarter period); adaptation stops there.
 
     States are NamedTuples with at least ``position`` and ``evaluation``. An adjusted
     step is reversible once the auxiliary variables are drawn anew by ``init`` and
@@ -54,6 +56,7 @@ class InnerSampler(NamedTuple):
     evals_per_step: int
     is_adjusted: bool
     uses_energy: bool
+    largest_step: float
 
 
 def accept_probability(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:

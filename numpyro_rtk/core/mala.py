@@ -15,6 +15,8 @@ Leapfrog preserves volume and is reversible whatever field drives it, so with
 of ``log_density``.
 """
 
+import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -111,6 +113,7 @@ def mala(
         evals_per_step=num_leapfrog + extra_evals,
         is_adjusted=True,
         uses_energy=acceptance == "energy",
+        largest_step=0.5 * math.pi / num_leapfrog,
     )
 
 
@@ -131,15 +134,14 @@ def _log_density_gain(acceptance, target, nodes, evaluations) -> jax.Array:
     if acceptance == "taylor":
         return rules.taylor(target, nodes[0], nodes[-1], first.score)
     if acceptance == "trapezoid":
-        return sum(
-            rules.trapezoid(nodes[i], nodes[i + 1], low.score, high.score)
-            for i, (low, high) in enumerate(
-                zip(evaluations[:-1], evaluations[1:], strict=True)
-            )
-        )
+        gain = jnp.zeros_like(first.log_density)
+        for i, (low, high) in enumerate(pairwise(evaluations)):
+            gain += rules.trapezoid(nodes[i], nodes[i + 1], low.score, high.score)
+        return gain
     if len(nodes) == 2:
-        middle = target(0.5 * (nodes[0] + nodes[1]))
-        return rules.simpson_midpoint(*nodes, first.score, middle.score, last.score)
+        start, end = nodes
+        middle = target(0.5 * (start + end)).score
+        return rules.simpson_midpoint(start, end, first.score, middle, last.score)
     return rules.simpson_curve(
         jnp.stack(nodes), jnp.stack([e.score for e in evaluations])
     )

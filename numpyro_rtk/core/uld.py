@@ -59,6 +59,7 @@ def uld(*, friction: float = 2.0, adjusted: bool = False) -> InnerSampler:
         evals_per_step=1,
         is_adjusted=adjusted,
         uses_energy=adjusted,
+        largest_step=1.0,
     )
 
 

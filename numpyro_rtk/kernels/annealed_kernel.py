@@ -247,7 +247,7 @@ class AnnealedKernel(MCMCKernel):
         return state
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._inner = self._build_inner()
 
     # -- the chain -----------------------------------------------------------------
@@ -505,6 +505,7 @@ class AnnealedKernel(MCMCKernel):
                 self._target_accept_prob,
                 iteration,
                 self._num_warmup,
+                self._inner.largest_step,
             )
         adapt = self._try_variances(adapt, iteration, accept_prob)
         moments, loc, scale = adapt.moments, adapt.loc, adapt.scale
