@@ -22,11 +22,14 @@ import numpyro_rtk as rtk
 
 ROWS = {
     "RTKMALA default, 40": lambda d: rtk.RTKMALA(score=d),
-    "RTKMALA, 20": lambda d: rtk.RTKMALA(score=d, num_segments=17, num_steps=(1,)),
-    "RTKMALA, 10": lambda d: rtk.RTKMALA(score=d, num_segments=9, num_steps=()),
+    "RTKMALA, 20": lambda d: rtk.RTKMALA(score=d, num_segments=13, num_steps=(2, 1)),
+    "RTKMALA, 10": lambda d: rtk.RTKMALA(score=d, num_segments=7, num_steps=(1,)),
+    "RTKMALA weighted, 40": lambda d: rtk.RTKMALA(
+        score=d, predictor="gaussian", num_segments=33, num_steps=(2, 1)
+    ),
     "RTKULD default, 40": lambda d: rtk.RTKULD(score=d),
-    "RTKULD, 20": lambda d: rtk.RTKULD(score=d, num_segments=17, num_steps=(2,)),
-    "RTKULD, 10": lambda d: rtk.RTKULD(score=d, num_segments=8, num_steps=(1,)),
+    "RTKULD, 20": lambda d: rtk.RTKULD(score=d, num_segments=13, num_steps=(4, 2)),
+    "RTKULD, 10": lambda d: rtk.RTKULD(score=d, num_segments=7, num_steps=(2,)),
     "RTKMALA paper setting": lambda d: rtk.RTKMALA(score=d, setting="paper"),
     "RTKULD paper setting": lambda d: rtk.RTKULD(score=d, setting="paper"),
 }

@@ -15,16 +15,17 @@ from numpyro.distributions import constraints
 from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
-from numpyro_rtk.core.annealed import Plan, anneal_down
+from numpyro_rtk.core.annealed import Plan, predict_down
 from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.multistep import multistep_between
 from numpyro_rtk.core.uld import uld
 from numpyro_rtk.noise import angle_ladder
 
 __all__ = ["LearnedPrior", "check_density"]
 
 # What `sample` runs: the unconditional default of RTKMALA without its adaptation.
-_NUM_SEGMENTS = 35
-_NUM_STEPS = (2, *(0,) * (_NUM_SEGMENTS - 1))
+_NUM_SEGMENTS = 25
+_NUM_STEPS = (4, 3, *(0,) * (_NUM_SEGMENTS - 2))
 _STEP_SIZE = 0.6
 
 
@@ -120,13 +121,16 @@ class LearnedPrior(dist.Distribution):
             return density.sample(key, sample_shape)
         dim = math.prod(self.event_shape)
         base, plan = self._plan()
+        multistep = multistep_between(plan.levels.t)
         inner = mala() if paths.has_energy(density) else uld()
 
         def draw(key):
             key_top, key_down = jr.split(key)
             top = jr.normal(key_top, (dim,), plan.step_size.dtype)
             path = paths.prior_path(base)
-            return anneal_down(key_down, top, path, plan, inner, _NUM_STEPS).position
+            return predict_down(
+                key_down, top, path, plan, multistep, inner, _NUM_STEPS
+            ).position
 
         keys = jr.split(key, math.prod(sample_shape))
         flat = jax.vmap(draw)(keys)

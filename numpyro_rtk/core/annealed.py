@@ -18,6 +18,9 @@ constant is short of those paths; the Metropolised transition stays exact.)
 *Up*: from a draw :math:`x_0`, noise it level by level and undo the inner steps (they
 are reversible), which gives the weight of a path that ends in :math:`x_0`.
 
+*Predicted*: without a weight, the noisy part may be crossed by a deterministic
+predictor of higher order.
+
 *Metropolised*: among P fresh paths pick one in proportion to its weight, and accept it
 with :math:`\min(1, \sum_j w_j / (\sum_j w_j - w_i + w_0))`, where :math:`w_0` is the
 current draw's own weight from the upward pass. It leaves :math:`\pi_0` invariant for
@@ -33,16 +36,17 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.multistep import Multistep, clean_mean, predict
 from numpyro_rtk.core.segment import (
     DensityFn,
     Evaluation,
     Segment,
-    log_noising,
-    log_start,
+    log_volume_ratio,
+    noising_misfit,
     reverse_kernel,
     sample_noising,
     sample_start,
-    start_mean,
+    start_misfit,
     with_noising,
     without_noising,
 )
@@ -57,6 +61,7 @@ __all__ = [
     "log_reference",
     "metropolised",
     "num_evals",
+    "predict_down",
 ]
 
 _LOG_2PI = 1.8378770664093453
@@ -91,9 +96,6 @@ class Run(NamedTuple):
             density has -inf; a run up that no run down can retrace has +inf.
         accept_prob: ``(K,)``, mean over a segment's inner steps, NaN where it has none.
         is_diverging: whether any inner step diverged.
-        start_residual: ``(K, dim)``, squared distance of the segment's lower state from
-            the start's mean; its mean is the best start variance.
-        score: ``(K, dim)``, the score at each segment's upper state.
     """
 
     position: jax.Array
@@ -101,8 +103,6 @@ class Run(NamedTuple):
     log_weight: jax.Array
     accept_prob: jax.Array
     is_diverging: jax.Array
-    start_residual: jax.Array
-    score: jax.Array
 
 
 class Transition(NamedTuple):
@@ -149,41 +149,112 @@ def anneal_down(
             it is adjusted and exact.
         num_steps: K static integers, inner steps per segment, lowest segment first.
     """
+    evaluation = path(top, _slice(plan.levels, -1))
+    carry = (top, evaluation, -log_reference(top))
+    carry, info = _descend(key, carry, path, plan, inner, num_steps)
+    bottom, evaluation, log_weight = carry
+    log_weight = _if_nan(log_weight + evaluation.log_density, -jnp.inf)
+    return Run(bottom, evaluation, log_weight, *_collect(info))
 
-    def descend(steps: int):
+
+def predict_down(
+    key: jax.Array,
+    top: jax.Array,
+    path: Path,
+    plan: Plan,
+    multistep: Multistep,
+    inner: InnerSampler,
+    num_steps: Sequence[int],
+) -> Run:
+    """As :func:`anneal_down`, without a weight and closer to the path's level 0.
+
+    The segments above the last one with inner steps are crossed by the deterministic
+    predictor of ``multistep.py``, whose error is of second order; the rest, and always
+    the lowest segment, by the Gaussian start and inner steps. For the path of a noising
+    process only: the predictor reads the scores as those of one.
+
+    Args:
+        key: PRNG key.
+        top: as in :func:`anneal_down`, like ``path``, ``plan``, ``inner`` and
+            ``num_steps``.
+        path: see there.
+        plan: see there.
+        multistep: the predictor's coefficients, leading axis K.
+        inner: see there.
+        num_steps: see there.
+
+    Returns:
+        The run; its ``log_weight`` is 0.
+    """
+    stepping = [k for k, steps in enumerate(num_steps) if steps]
+    first = max(stepping, default=0) + 1
+
+    def body(carry, inputs):
+        x, evaluation, last_clean = carry
+        step, low = inputs
+        clean = clean_mean(step, x, evaluation.score)
+        x = predict(step, x, clean, clean - last_clean)
+        return (x, path(x, low), clean), None
+
+    evaluation = path(top, _slice(plan.levels, -1))
+    lower_levels = _slice(plan.levels, slice(None, -1))
+    # the first step has slope 0, so whatever stands for its former clean value is unused
+    carry, _ = jax.lax.scan(
+        body,
+        (top, evaluation, jnp.zeros_like(top)),
+        _slice((multistep, lower_levels), slice(first, None)),
+        reverse=True,
+    )
+    x, evaluation, _ = carry
+    lowest = Plan(
+        _slice(plan.levels, slice(None, first + 1)),
+        *_slice(plan[1:], slice(None, first)),
+    )
+    carry = (x, evaluation, jnp.zeros((), x.dtype))
+    carry, info = _descend(key, carry, path, lowest, inner, num_steps[:first])
+    bottom, evaluation, _ = carry
+    accept_prob, is_diverging = _collect(info)
+    rest = jnp.full(len(num_steps) - first, jnp.nan, x.dtype)
+    return Run(
+        bottom,
+        evaluation,
+        jnp.zeros((), x.dtype),
+        jnp.concatenate([accept_prob, rest]),
+        is_diverging,
+    )
+
+
+def _descend(key, carry, path, plan, inner, num_steps):
+    """Gaussian starts and inner steps down the plan, from its highest level.
+
+    ``carry`` holds position, evaluation and log weight there, and at the end those of
+    level 0.
+    """
+
+    def build(steps: int):
         def body(carry, inputs):
             x, upper, log_weight = carry
-            key, low, segment, step_size, scale = inputs
-            key_start, key_inner = jr.split(key)
-            start = sample_start(key_start, segment, x, upper.score)
+            keys, noise, low, *settings = inputs
+            segment = settings[0]
+            start = sample_start(segment, x, upper.score, noise)
             at_start = path(start, low)
             z, lower, info = _inner_steps(
-                key_inner,
-                segment,
-                x,
-                start,
-                at_start,
-                low,
-                path,
-                inner,
-                steps,
-                step_size,
-                scale,
+                keys, x, start, at_start, low, settings, path, inner, steps
             )
-            log_weight = log_weight + _start_ratio(segment, x, start, upper)
+            log_weight = log_weight - noising_misfit(segment, x, start)
             log_weight = log_weight + _steps_ratio(at_start, lower)
-            outputs = (*info, _residual(segment, x, z, upper), upper.score)
-            return (z, lower, log_weight), outputs
+            return (z, lower, log_weight), info
 
         return body
 
-    evaluation = path(top, _slice(plan.levels, -1))
-    carry = (top, evaluation, -log_reference(top))
-    xs = (_keys(key, num_steps), _slice(plan.levels, slice(None, -1)), *plan[1:])
-    carry, outputs = _scan_groups(descend, carry, xs, num_steps, reverse=True)
-    bottom, evaluation, log_weight = carry
-    log_weight = _if_nan(log_weight + evaluation.log_density, -jnp.inf)
-    return Run(bottom, evaluation, log_weight, *_collect(outputs))
+    keys, noise = _random(key, plan, num_steps)
+    x, upper, log_weight = carry
+    # log N(x_k; a z_0, v) - log q(z_0 | x_k) over all segments, but for the first's
+    # distances: in a start's own units its draw is the noise
+    log_weight = log_weight + jnp.sum(log_volume_ratio(plan.segments))
+    log_weight = log_weight + 0.5 * jnp.sum(jnp.square(noise))
+    xs = (keys, noise, _slice(plan.levels, slice(None, -1)), *plan[1:])
+    return _scan_groups(build, (x, upper, log_weight), xs, num_steps, reverse=True)
 
 
 def anneal_up(
@@ -210,40 +281,30 @@ def anneal_up(
     def ascend(steps: int):
         def body(carry, inputs):
             z, lower, log_weight = carry
-            key, (low, high), segment, step_size, scale = inputs
-            key_noise, key_inner = jr.split(key)
-            x = sample_noising(key_noise, segment, z)
+            keys, noise, (low, high), *settings = inputs
+            segment = settings[0]
+            x = sample_noising(segment, z, noise)
             start, at_start, info = _inner_steps(
-                key_inner,
-                segment,
-                x,
-                z,
-                lower,
-                low,
-                path,
-                inner,
-                steps,
-                step_size,
-                scale,
+                keys, x, z, lower, low, settings, path, inner, steps
             )
             upper = path(x, high)
-            log_weight = log_weight + _start_ratio(segment, x, start, upper)
+            log_weight = log_weight - noising_misfit(segment, x, start)
+            log_weight = log_weight + start_misfit(segment, start, x, upper.score)
             log_weight = log_weight + _steps_ratio(at_start, lower)
-            outputs = (*info, _residual(segment, x, z, upper), upper.score)
-            return (x, upper, log_weight), outputs
+            return (x, upper, log_weight), info
 
         return body
 
     levels = (_slice(plan.levels, slice(None, -1)), _slice(plan.levels, slice(1, None)))
-    carry = (bottom, evaluation, jnp.zeros((), bottom.dtype))
-    xs = (_keys(key, num_steps), levels, *plan[1:])
-    carry, outputs = _scan_groups(ascend, carry, xs, num_steps, reverse=False)
+    carry = (bottom, evaluation, jnp.sum(log_volume_ratio(plan.segments)))
+    xs = (*_random(key, plan, num_steps), levels, *plan[1:])
+    carry, info = _scan_groups(ascend, carry, xs, num_steps, reverse=False)
     top, upper, log_weight = carry
     # What no run down can retrace is never left for one (+inf); a draw without density
     # is left for anything (-inf).
     log_weight = _if_nan(log_weight - log_reference(top), jnp.inf)
     log_weight = _if_nan(log_weight + evaluation.log_density, -jnp.inf)
-    return Run(top, upper, log_weight, *_collect(outputs))
+    return Run(top, upper, log_weight, *_collect(info))
 
 
 def metropolised(
@@ -307,13 +368,6 @@ def _log_accept(
     return jnp.where(jnp.isneginf(total), -jnp.inf, ratio)
 
 
-def _start_ratio(
-    segment: Segment, x: jax.Array, start: jax.Array, upper: Evaluation
-) -> jax.Array:
-    """``log N(x; a z_0, v) - log q(z_0 | x)``."""
-    return log_noising(segment, x, start) - log_start(segment, start, x, upper.score)
-
-
 def _steps_ratio(at_start: Evaluation, lower: Evaluation) -> jax.Array:
     """``log pi(z_0) - log pi(z)`` over a segment's inner steps.
 
@@ -324,26 +378,22 @@ def _steps_ratio(at_start: Evaluation, lower: Evaluation) -> jax.Array:
     return jnp.where(jnp.isneginf(start) & jnp.isneginf(end), 0.0, start - end)
 
 
-def _residual(
-    segment: Segment, x: jax.Array, z: jax.Array, upper: Evaluation
-) -> jax.Array:
-    return jnp.square(z - start_mean(segment, x, upper.score))
-
-
 def _inner_steps(
-    key: jax.Array,
-    segment: Segment,
+    keys: jax.Array,
     x: jax.Array,
     z: jax.Array,
     lower: Evaluation,
     level: Any,
+    settings: Sequence[Any],
     path: Path,
     inner: InnerSampler,
     steps: int,
-    step_size: jax.Array,
-    scale: jax.Array,
 ):
-    """``steps`` inner steps on the reverse kernel of ``z`` given ``x``."""
+    """``steps`` inner steps on the reverse kernel of ``z`` given ``x``.
+
+    ``settings`` are the plan's segment, step size and scale here.
+    """
+    segment, step_size, scale = settings
     if steps == 0:
         nothing = jnp.full((), jnp.nan, z.dtype)
         return z, lower, (nothing, jnp.array(False))
@@ -355,13 +405,12 @@ def _inner_steps(
         state, info = inner.step(key, state, target, step_size, scale)
         return state, (info.accept_prob, info.is_diverging)
 
-    key_init, key_steps = jr.split(key)
-    state = inner.init(key_init, z, with_noising(segment, x, z, lower))
-    keys = jr.split(key_steps, steps)
+    state = inner.init(keys[0], z, with_noising(segment, x, z, lower))
     if steps == 1:
-        state, (accept_prob, is_diverging) = body(state, keys[0])
+        state, (accept_prob, is_diverging) = body(state, keys[1])
     else:
-        state, (accept_prob, is_diverging) = jax.lax.scan(body, state, keys)
+        rest = keys[1 : steps + 1]
+        state, (accept_prob, is_diverging) = jax.lax.scan(body, state, rest)
     lower = without_noising(segment, x, state.position, state.evaluation)
     return state.position, lower, (jnp.mean(accept_prob), jnp.any(is_diverging))
 
@@ -387,13 +436,22 @@ def _scan_groups(build_body, carry, xs, num_steps: Sequence[int], *, reverse: bo
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *collected)
 
 
-def _collect(outputs):
-    accept_prob, is_diverging, residual, score = outputs
-    return accept_prob, jnp.any(is_diverging), residual, score
+def _collect(info):
+    accept_prob, is_diverging = info
+    return accept_prob, jnp.any(is_diverging)
 
 
-def _keys(key: jax.Array, num_steps: Sequence[int]) -> jax.Array:
-    return jr.split(key, len(num_steps))
+def _random(
+    key: jax.Array, plan: Plan, num_steps: Sequence[int]
+) -> tuple[jax.Array, jax.Array]:
+    """Keys ``(K, 1 + steps)`` for the inner steps, standard normal noise ``(K, dim)``.
+
+    Drawn at once: random numbers inside the scan cost more than a small network there.
+    """
+    key_steps, key_noise = jr.split(key)
+    shape, dtype = plan.scale.shape, plan.scale.dtype
+    keys = jr.split(key_steps, (shape[0], 1 + max(num_steps)))
+    return keys, jr.normal(key_noise, shape, dtype)
 
 
 def _slice(tree: Any, index: Any) -> Any:

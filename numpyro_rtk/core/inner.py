@@ -14,10 +14,16 @@ import jax.numpy as jnp
 
 from numpyro_rtk.core.segment import Evaluation
 
-__all__ = ["InnerInfo", "InnerSampler", "accept", "accept_probability"]
+__all__ = [
+    "LARGEST_ENERGY_ERROR",
+    "InnerInfo",
+    "InnerSampler",
+    "accept",
+    "accept_probability",
+]
 
 # NumPyro's and Stan's threshold for a divergence: an energy error of 1,000 nats.
-_DIVERGENCE = 1000.0
+LARGEST_ENERGY_ERROR = 1000.0
 
 
 class InnerInfo(NamedTuple):
@@ -62,7 +68,7 @@ class InnerSampler(NamedTuple):
 def accept_probability(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Metropolis probability and divergence flag of a log ratio; NaN is refused."""
     is_finite = jnp.isfinite(log_ratio)
-    is_diverging = ~is_finite | (log_ratio < -_DIVERGENCE)
+    is_diverging = ~is_finite | (log_ratio < -LARGEST_ENERGY_ERROR)
     # +inf (from a state of zero density) must be accepted, NaN and -inf refused.
     usable = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
     return jnp.exp(jnp.minimum(usable, 0.0)), is_diverging

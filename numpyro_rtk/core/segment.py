@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 
 from numpyro_rtk.noise import noise_variance
 
@@ -36,12 +35,15 @@ __all__ = [
     "analytic_start_variance",
     "log_noising",
     "log_start",
+    "log_volume_ratio",
+    "noising_misfit",
     "paper_segment_between",
     "reverse_kernel",
     "sample_noising",
     "sample_start",
     "segment_between",
     "start_mean",
+    "start_misfit",
     "with_noising",
     "without_noising",
 ]
@@ -140,15 +142,20 @@ def analytic_start_variance(
     return jnp.clip(widest * (1.0 - v * second_moment), smallest, widest)
 
 
+def noising_misfit(segment: Segment, x: jax.Array, z: jax.Array) -> jax.Array:
+    """``|x - a z|**2 / (2 v)``, a scalar, for ``x`` and ``z`` of shape ``(dim,)``."""
+    return 0.5 * jnp.sum(jnp.square(x - segment.a * z)) / segment.v
+
+
 def log_noising(segment: Segment, x: jax.Array, z: jax.Array) -> jax.Array:
     """``log N(x; a z, v I)``, a scalar, for ``x`` and ``z`` of shape ``(dim,)``."""
-    squared = jnp.sum(jnp.square(x - segment.a * z))
-    return -0.5 * (squared / segment.v + x.size * (_LOG_2PI + jnp.log(segment.v)))
+    volume = 0.5 * x.size * (_LOG_2PI + jnp.log(segment.v))
+    return -noising_misfit(segment, x, z) - volume
 
 
-def sample_noising(key: jax.Array, segment: Segment, z: jax.Array) -> jax.Array:
-    """Draw ``x ~ N(a z, v I)``."""
-    return segment.a * z + jnp.sqrt(segment.v) * jr.normal(key, z.shape, z.dtype)
+def sample_noising(segment: Segment, z: jax.Array, noise: jax.Array) -> jax.Array:
+    """A draw ``x ~ N(a z, v I)`` from standard normal ``noise`` ``(dim,)``."""
+    return segment.a * z + jnp.sqrt(segment.v) * noise
 
 
 def _noising_score(segment: Segment, x: jax.Array, z: jax.Array) -> jax.Array:
@@ -199,17 +206,37 @@ def start_mean(segment: Segment, x: jax.Array, score: jax.Array) -> jax.Array:
 
 
 def sample_start(
-    key: jax.Array, segment: Segment, x: jax.Array, score: jax.Array
+    segment: Segment, x: jax.Array, score: jax.Array, noise: jax.Array
 ) -> jax.Array:
-    """Draw ``z`` from the Gaussian start; ``score`` is the upper level's at ``x``."""
-    noise = jr.normal(key, x.shape, x.dtype)
+    """A draw of the Gaussian start from standard normal ``noise`` ``(dim,)``.
+
+    ``score`` is the upper level's at ``x``.
+    """
     return start_mean(segment, x, score) + jnp.sqrt(segment.start_variance) * noise
+
+
+def start_misfit(
+    segment: Segment, z: jax.Array, x: jax.Array, score: jax.Array
+) -> jax.Array:
+    """Half the squared distance of ``z`` from the start's mean, in its variances."""
+    residual = z - start_mean(segment, x, score)
+    return 0.5 * jnp.sum(jnp.square(residual) / segment.start_variance)
 
 
 def log_start(
     segment: Segment, z: jax.Array, x: jax.Array, score: jax.Array
 ) -> jax.Array:
     """Log density of the Gaussian start at ``z``, a scalar."""
-    variance = segment.start_variance
-    squared = jnp.square(z - start_mean(segment, x, score)) / variance
-    return -0.5 * jnp.sum(squared + _LOG_2PI + jnp.log(variance))
+    volume = 0.5 * jnp.sum(_LOG_2PI + jnp.log(segment.start_variance))
+    return -start_misfit(segment, z, x, score) - volume
+
+
+def log_volume_ratio(segments: Segment) -> jax.Array:
+    """The part of ``log_noising - log_start`` that no position enters.
+
+    One number per segment, for any leading axes: apart, so that a run takes its
+    logarithms once and not at every point.
+    """
+    variance = segments.start_variance
+    dim = variance.shape[-1]
+    return 0.5 * (jnp.sum(jnp.log(variance), axis=-1) - dim * jnp.log(segments.v))

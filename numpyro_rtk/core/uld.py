@@ -25,7 +25,13 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk._checks import check_positive
-from numpyro_rtk.core.inner import InnerInfo, InnerSampler, accept, accept_probability
+from numpyro_rtk.core.inner import (
+    LARGEST_ENERGY_ERROR,
+    InnerInfo,
+    InnerSampler,
+    accept,
+    accept_probability,
+)
 from numpyro_rtk.core.segment import DensityFn, Evaluation
 
 __all__ = ["ULDState", "uld"]
@@ -105,12 +111,14 @@ def _exponential_step(friction: float):
         position = state.position + scale * (moved * state.velocity + shift + noise_z)
         velocity = (1.0 - friction * moved) * state.velocity + moved * force + noise_u
         evaluation = target(position)
-        is_diverging = ~(
-            jnp.isfinite(evaluation.log_density) & jnp.all(jnp.isfinite(position))
-        )
+        # Not a Metropolis test, but no step may leave the target: to where there is no
+        # density, or by an unstable integrator's leap of 1,000 nats.
+        gain = evaluation.log_density - state.evaluation.log_density
         proposed = ULDState(position, velocity, evaluation)
-        # A step to a point without a density is not taken, so that no NaN spreads.
-        taken = ~is_diverging & jnp.all(jnp.isfinite(evaluation.score))
+        finite = jnp.all(jnp.isfinite(position)) & jnp.all(
+            jnp.isfinite(evaluation.score)
+        )
+        taken = (gain > -LARGEST_ENERGY_ERROR) & finite  # not where it is NaN
         one = jnp.ones((), dtype)
         return accept(taken, proposed, state), InnerInfo(one, taken, ~taken)
 

@@ -35,8 +35,10 @@ from numpyro_rtk.core.annealed import (
     anneal_down,
     metropolised,
     num_evals,
+    predict_down,
 )
 from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.multistep import multistep_between
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.kernels.problem import Bound, ModelProblem, Problem, ScoreProblem
 from numpyro_rtk.kernels.state import AdaptState, RTKState
@@ -62,7 +64,7 @@ class Defaults(NamedTuple):
     ladder: Ladder = "angle"
 
 
-SCORE_DEFAULTS = Defaults(num_segments=35, num_steps=(2,))
+SCORE_DEFAULTS = Defaults(num_segments=25, num_steps=(4, 3))
 # A precise likelihood switches on at small noise, where the log ladder is the denser.
 MODEL_DEFAULTS = Defaults(num_segments=24, num_steps=(1, 1), ladder="log_snr")
 
@@ -115,6 +117,7 @@ class AnnealedKernel(MCMCKernel):
         ladder: Ladder | None,
         corrected: bool | None,
         num_candidates: int,
+        predictor: str | None,
         path: str | None,
         setting: str,
     ):
@@ -150,7 +153,6 @@ class AnnealedKernel(MCMCKernel):
         self._num_steps = steps_per_segment(
             default_steps if num_steps is None else num_steps, self._num_segments
         )
-        self._weighted = weighted
         self._step_size = step_size
         self._target_accept_prob = target_accept_prob
         self._num_candidates = num_candidates
@@ -163,8 +165,27 @@ class AnnealedKernel(MCMCKernel):
                 "density, so no Metropolis test can repair it. Pass `adjusted=True`, or "
                 "accept approximate draws with `corrected=False`."
             )
+        self._predictor = self._choose_predictor(predictor, setting)
+        self._weighted = weighted and self._predictor == "gaussian"
         self._num_warmup = 0
         self._sample_fn: Callable | None = None
+
+    def _choose_predictor(self, predictor: str | None, setting: str) -> str:
+        is_free = self.model is None and not self._corrected and setting == "default"
+        if predictor is None:
+            return "multistep" if is_free else "gaussian"
+        if predictor not in ("gaussian", "multistep"):
+            raise ValueError(
+                '`predictor` must be "gaussian" or "multistep" (or None for the default); '
+                f"got {predictor!r}."
+            )
+        if predictor == "multistep" and not is_free:
+            raise ValueError(
+                '`predictor` must be "gaussian" with `model=`, `corrected=True` or '
+                '`setting="paper"`: the deterministic predictor has no density for a '
+                "weight, and knows noised densities only."
+            )
+        return predictor
 
     # -- what NumPyro and ArviZ read ------------------------------------------------
 
@@ -202,8 +223,8 @@ class AnnealedKernel(MCMCKernel):
                 "exp(log_weight), biased without"
             )
         return (
-            "approximate: raw annealed draws without weights, biased by the step size "
-            "and the number of segments"
+            "approximate: raw annealed draws without weights, biased by the number of "
+            "segments and inner steps"
         )
 
     def get_diagnostics_str(self, state: RTKState) -> str:
@@ -391,9 +412,13 @@ class AnnealedKernel(MCMCKernel):
     def _run(self, key: jax.Array, bound: Bound, adapt: AdaptState) -> Run:
         key_top, key_down = jr.split(key)
         top = jr.normal(key_top, (self._problem.dim,), adapt.second_moment.dtype)
-        return anneal_down(
-            key_down, top, bound.path, self._plan(adapt), self._inner, self._num_steps
-        )
+        plan, inner, steps = self._plan(adapt), self._inner, self._num_steps
+        if self._predictor == "multistep":
+            multistep = multistep_between(plan.levels.t)
+            return predict_down(
+                key_down, top, bound.path, plan, multistep, inner, steps
+            )
+        return anneal_down(key_down, top, bound.path, plan, inner, steps)
 
     def _pilot(
         self, key: jax.Array, bound: Bound, adapt: AdaptState

@@ -20,7 +20,9 @@ class RTKMALA(AnnealedKernel):
     learned; a poor network or a hard posterior costs acceptance (``accept_prob``), which
     R-hat and ESS show. With ``corrected=False``: *weighted*, independent raw draws of the
     paper's algorithm with their ``log_weight``; without the weights they are biased. With
-    ``score=`` the raw run is the default, close to the density but not exact.
+    ``score=``: *approximate*, independent draws without weights that come closest to the
+    density in a given number of evaluations; ``predictor="gaussian"`` gives weighted ones,
+    ``corrected=True`` an exact chain.
 
     In high dimension (measured: beyond about ten informative directions) all candidates
     tend to be refused: look at ``accept_prob``.
@@ -41,9 +43,9 @@ class RTKMALA(AnnealedKernel):
         score: a density to draw from by itself (an EnergyModel, a GaussianMixture, any
             object with ``event_shape``, ``score(x, t)``, ``log_density(x, t)``).
             ``get_samples()`` is then one array ``(n, *event_shape)``.
-        num_segments: K; 24 with ``model``, 35 with ``score``.
+        num_segments: K; 24 with ``model``, 25 with ``score``.
         num_steps: inner steps per segment: one integer for all, or a sequence from the
-            lowest segment upwards. Default: ``(1, 1)`` with ``model``, ``(2,)`` with
+            lowest segment upwards. Default: ``(1, 1)`` with ``model``, ``(4, 3)`` with
             ``score``; elsewhere another segment buys more than an inner step.
         step_size: of the leapfrog steps, in units of each reverse kernel's own spread;
             None adapts one per segment in warm-up.
@@ -60,6 +62,10 @@ class RTKMALA(AnnealedKernel):
             the standardised scale.
         ball_radius: the paper's projection: refuse a point farther than this from the
             centre.
+        predictor: how a segment without inner steps is crossed. ``"gaussian"``: by a draw
+            from its Gaussian start, which gives weights. ``"multistep"``: by DPM-Solver++
+            (2M), deterministic and of second order, but for the lowest segment; with
+            ``score=`` only, and its default there.
         path: ``"gaussian"`` samples a model without a learned prior, annealed from a
             Gaussian fitted in warm-up.
         setting: ``"paper"`` takes the published choices (5 uniform segments, MALA with 8
@@ -93,6 +99,7 @@ class RTKMALA(AnnealedKernel):
         num_leapfrog: int | None = None,
         move_radius: float | None = None,
         ball_radius: float | None = None,
+        predictor: str | None = None,
         path: str | None = None,
         setting: str = "default",
     ):
@@ -125,6 +132,7 @@ class RTKMALA(AnnealedKernel):
             ladder=ladder,
             corrected=corrected,
             num_candidates=num_candidates,
+            predictor=predictor,
             path=path,
             setting=setting,
         )

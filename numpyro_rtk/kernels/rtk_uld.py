@@ -24,9 +24,9 @@ class RTKULD(AnnealedKernel):
     Args:
         model: see :class:`RTKMALA`.
         score: see :class:`RTKMALA`; a :class:`~numpyro_rtk.ScoreModel` suffices.
-        num_segments: K; 24 with ``model``, 35 with ``score``.
+        num_segments: K; 24 with ``model``, 25 with ``score``.
         num_steps: inner steps per segment, see :class:`RTKMALA`. Default: ``(1, 1)`` with
-            ``model``, ``(3, 1)`` with ``score``.
+            ``model``, ``(8, 6)`` with ``score``.
         step_size: tau, in units of the time in which a reverse kernel of unit spread
             turns over; adapted in warm-up when ``adjusted``, else 0.3 by default.
         target_accept_prob: aim of that adaptation.
@@ -35,6 +35,7 @@ class RTKULD(AnnealedKernel):
         adjusted: see above.
         corrected: see :class:`RTKMALA`; requires ``adjusted=True``.
         num_candidates: P, fresh runs per corrected draw.
+        predictor: see :class:`RTKMALA`.
         path: see :class:`RTKMALA`.
         setting: see :class:`RTKMALA`; both kernels then take the paper's start for MALA.
 
@@ -59,11 +60,13 @@ class RTKULD(AnnealedKernel):
         adjusted: bool = False,
         corrected: bool | None = None,
         num_candidates: int = 4,
+        predictor: str | None = None,
         path: str | None = None,
         setting: str = "default",
     ):
         if num_steps is None and score is not None and setting == "default":
-            num_steps = (3, 1) if num_segments is None or num_segments > 1 else (4,)
+            # a step costs one evaluation, half of RTKMALA's
+            num_steps = (8, 6) if num_segments is None or num_segments > 1 else (8,)
         super().__init__(
             model,
             score=score,
@@ -76,6 +79,7 @@ class RTKULD(AnnealedKernel):
             ladder=ladder,
             corrected=corrected,
             num_candidates=num_candidates,
+            predictor=predictor,
             path=path,
             setting=setting,
         )

@@ -216,6 +216,19 @@ def test_never_moves_where_there_is_no_density(name, key):
     assert np.mean(np.any(state.position != x, axis=1)) > 0.9
 
 
+@pytest.mark.parametrize("friction", [0.5, 2.0])
+def test_an_unstable_step_does_not_explode(friction, key):
+    """A scale 300 times too large: steps are flagged and not taken, nothing overflows."""
+    target, x = gaussian_target([0.0], [1e-5]), jnp.array([0.001])
+    run = lambda k: run_chain(
+        uld(friction=friction), target, k, x, jnp.float32(0.5), 50, jnp.ones(1)
+    )
+    state, info = jax.jit(run)(key)
+    assert np.any(info.is_diverging)
+    assert not np.any(info.is_accepted[info.is_diverging])
+    assert np.all(np.abs(state.position) < 1.0)
+
+
 def test_acceptance_of_every_ratio():
     ratios = jnp.array([0.3, 0.0, -1.0, -2000.0, jnp.inf, -jnp.inf, jnp.nan])
     probability, is_diverging = accept_probability(ratios)

@@ -112,8 +112,8 @@ def test_noising_is_normalised_and_its_draws_have_its_law(key):
     expected = stats.norm.logpdf(X, A * np.asarray(z), np.sqrt(V)).sum()
     np.testing.assert_allclose(seg.log_noising(segment, X, z), expected, rtol=1e-5)
     # n = 20,000 independent draws, z = 5
-    keys = jr.split(key, 20_000)
-    draws = jax.vmap(seg.sample_noising, in_axes=(0, None, None))(keys, segment, z)
+    noise = jr.normal(key, (20_000, 3))
+    draws = jax.vmap(seg.sample_noising, in_axes=(None, None, 0))(segment, z, noise)
     assert_mean(draws, A * np.asarray(z))
     assert_mean((draws - A * z[None]) ** 2, V)
 
@@ -156,12 +156,27 @@ def test_start_density_is_that_of_its_draws(key):
     expected = stats.norm.logpdf(z, mean, np.sqrt(variance)).sum()
     np.testing.assert_allclose(seg.log_start(segment, z, X, score), expected, rtol=1e-3)
     # n = 20,000 independent draws, z = 5
-    keys = jr.split(key, 20_000)
-    draws = jax.vmap(seg.sample_start, in_axes=(0, None, None, None))(
-        keys, segment, X, score
+    noise = jr.normal(key, (20_000, 3))
+    draws = jax.vmap(seg.sample_start, in_axes=(None, None, None, 0))(
+        segment, X, score, noise
     )
     assert_mean(draws, mean)
     assert_mean((np.asarray(draws) - mean) ** 2, variance)
+
+
+def test_volume_ratio_is_what_no_position_enters():
+    segment, score = gaussian_segment(), upper_score()
+    z = jnp.array([0.5, 0.1, 0.7])
+    expected = seg.log_noising(segment, X, z) - seg.log_start(segment, z, X, score)
+    distances = seg.noising_misfit(segment, X, z) - seg.start_misfit(
+        segment, z, X, score
+    )
+    got = seg.log_volume_ratio(segment) - distances
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), segment)
+    np.testing.assert_allclose(
+        seg.log_volume_ratio(both), [seg.log_volume_ratio(segment)] * 2, rtol=1e-6
+    )
 
 
 def test_papers_start():
