@@ -205,3 +205,131 @@ def linear_posterior(
     return LinearPosterior(
         prior, design, noise_sd, y, post, means, covariances, float(evidence)
     )
+
+
+class BlockMixture:
+    """Independent 2-d mixtures, turned by one rotation: exact noised densities.
+
+    With B blocks of 5 unequal modes it has 5**B modes.
+    """
+
+    def __init__(self, num_blocks: int, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.num_blocks, self.dim = num_blocks, 2 * num_blocks
+        self.event_shape = (self.dim,)
+        self.block_means = rng.normal(size=(num_blocks, 5, 2))
+        self.block_weights = rng.dirichlet(3.0 * np.ones(5), size=num_blocks)
+        self.block_sds = rng.uniform(0.12, 0.3, size=(num_blocks, 5))
+        self.rotation, _ = np.linalg.qr(rng.normal(size=(self.dim, self.dim)))
+
+    def log_density(self, x, t):
+        return self.log_density_and_score(x, t)[0]
+
+    def score(self, x, t):
+        return self.log_density_and_score(x, t)[1]
+
+    def log_density_and_score(self, x, t):
+        # noise is rotation-invariant, and scale 1 is close enough to standardised
+        y = (jnp.asarray(self.rotation.T) @ x).reshape(self.num_blocks, 2)
+        a, v = signal(t), noise_variance(t)
+        delta = y[:, None] - a * jnp.asarray(self.block_means)
+        variance = a**2 * jnp.asarray(self.block_sds) ** 2 + v
+        log_parts = (
+            jnp.log(jnp.asarray(self.block_weights))
+            - 0.5 * jnp.sum(delta**2, axis=-1) / variance
+            - jnp.log(2.0 * jnp.pi * variance)
+        )
+        shares = jax.nn.softmax(log_parts, axis=-1) / variance
+        score = -jnp.sum(shares[..., None] * delta, axis=1)
+        value = jnp.sum(jax.nn.logsumexp(log_parts, axis=-1))
+        return value, jnp.asarray(self.rotation) @ score.reshape(self.dim)
+
+
+class BlockPosterior(NamedTuple):
+    """Every block measured once along a random direction; closed form by block."""
+
+    prior: BlockMixture
+    design: np.ndarray
+    noise_sd: float
+    data: np.ndarray
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    log_evidence: float
+
+    def shares(self, x: np.ndarray) -> np.ndarray:
+        """Share of each block's posterior components among rows ``(n, dim)``: (B, 5)."""
+        y = (np.asarray(x, float) @ self.prior.rotation).reshape(len(x), -1, 1, 2)
+        delta = y - self.means
+        precision = np.linalg.inv(self.covariances)
+        distance = np.einsum("nbja,bjac,nbjc->nbj", delta, precision, delta)
+        log_det = np.linalg.slogdet(self.covariances)[1]
+        with np.errstate(divide="ignore"):
+            best = np.argmax(np.log(self.weights) - 0.5 * (distance + log_det), axis=-1)
+        return np.stack([np.mean(best == j, axis=0) for j in range(5)], axis=1)
+
+    def true_shares(self, n: int = 50_000) -> np.ndarray:
+        """The same of exact draws."""
+        rng = np.random.default_rng(1)
+        draws = np.zeros((n, self.prior.num_blocks, 2))
+        for b in range(self.prior.num_blocks):
+            roots = np.linalg.cholesky(self.covariances[b])
+            chosen = rng.choice(5, size=n, p=self.weights[b])
+            noise = rng.normal(size=(n, 2))
+            draws[:, b] = self.means[b][chosen] + np.einsum(
+                "nij,nj->ni", roots[chosen], noise
+            )
+        return self.shares(draws.reshape(n, -1) @ self.prior.rotation.T)
+
+    def block_tv(self, x: np.ndarray, truth: np.ndarray) -> float:
+        """Total variation of a block's mode weights, mean over blocks."""
+        return float(0.5 * np.abs(self.shares(x) - truth).sum(axis=1).mean())
+
+
+def block_posterior(num_blocks: int, seed: int = 0, sd: float = 0.25, tries: int = 5):
+    """The posterior of :class:`BlockMixture`; about 3**B live modes."""
+    prior = BlockMixture(num_blocks, seed)
+    rng = np.random.default_rng(seed + 1000)
+    rows, data, weights, means, covariances, evidence = [], [], [], [], [], 0.0
+    for b in range(num_blocks):
+        h = rng.normal(size=2)
+        h /= np.linalg.norm(h)
+        m, s2, w = prior.block_means[b], prior.block_sds[b] ** 2, prior.block_weights[b]
+        best = None
+        for _ in range(tries):
+            j = rng.choice(5, p=w)
+            x = m[j] + np.sqrt(s2[j]) * rng.normal(size=2)
+            y = h @ x + sd * rng.normal()
+            spread = s2 + sd**2
+            joint = np.log(w) - 0.5 * (
+                (y - m @ h) ** 2 / spread + np.log(2 * np.pi * spread)
+            )
+            log_z = np.logaddexp.reduce(joint)
+            post = np.exp(joint - log_z)
+            entropy = -np.sum(post * np.log(post + 1e-300))
+            if best is None or entropy > best[0]:
+                best = (entropy, y, post, log_z)
+        assert best is not None
+        _, y, post, log_z = best
+        gain = s2[:, None] * h / (s2 + sd**2)[:, None]
+        data.append(y)
+        weights.append(post)
+        means.append(m + gain * (y - m @ h)[:, None])
+        covariances.append(
+            s2[:, None, None] * np.eye(2)
+            - np.einsum("ja,b->jab", gain, h) * s2[:, None, None]
+        )
+        row = np.zeros(prior.dim)
+        row[2 * b : 2 * b + 2] = h
+        rows.append(prior.rotation @ row)
+        evidence += log_z
+    return BlockPosterior(
+        prior,
+        np.array(rows),
+        sd,
+        np.array(data),
+        np.array(weights),
+        np.array(means),
+        np.array(covariances),
+        float(evidence),
+    )

@@ -6,6 +6,9 @@ from numpyro_rtk.diagnostics import (
     weighted_sample_size as weighted_sample_size,
 )
 from numpyro_rtk.io import load as load, save as save
+from numpyro_rtk.kernels.replica_exchange import (
+    RTKReplicaExchange as RTKReplicaExchange,
+)
 from numpyro_rtk.kernels.rtk_mala import RTKMALA as RTKMALA
 from numpyro_rtk.kernels.rtk_uld import RTKULD as RTKULD
 from numpyro_rtk.mixture import GaussianMixture as GaussianMixture
@@ -16,4 +19,5 @@ from numpyro_rtk.networks.model import (
 )
 from numpyro_rtk.networks.score_mlp import ScoreMLP as ScoreMLP
 from numpyro_rtk.prior import LearnedPrior as LearnedPrior
+from numpyro_rtk.report import diagnose as diagnose, log_evidence as log_evidence
 from numpyro_rtk.training.fit import fit as fit

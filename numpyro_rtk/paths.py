@@ -182,7 +182,9 @@ def _usable(value: jax.Array, score: jax.Array) -> Evaluation:
     return Evaluation(value, jnp.where(jnp.isfinite(score), score, 0.0))
 
 
-def levels_of(times: np.ndarray, likelihood_variance: jax.Array | float) -> Levels:
+def levels_of(
+    times: np.ndarray | jax.Array, likelihood_variance: jax.Array | float
+) -> Levels:
     """The levels at ``times`` ``(K + 1,)`` for the path's constant ``c``."""
     t = jnp.asarray(times, jnp.result_type(float))
     beta = likelihood_variance / (likelihood_variance + noise_variance(t))

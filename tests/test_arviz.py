@@ -52,7 +52,9 @@ def from_model():
 
 @pytest.fixture(scope="module")
 def from_score():
-    kernel = rtk.RTKMALA(score=MIXTURE, num_segments=NUM_SEGMENTS, num_steps=1)
+    kernel = rtk.RTKMALA(
+        score=MIXTURE, num_segments=NUM_SEGMENTS, num_steps=1, predictor="gaussian"
+    )
     return az.from_numpyro(run(kernel))
 
 

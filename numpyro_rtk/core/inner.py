@@ -45,7 +45,8 @@ class InnerSampler(NamedTuple):
     Attributes:
         init: ``(key, position, evaluation) -> state``; evaluates nothing.
         step: ``(key, state, target, step_size, scale) -> (state, info)``. ``step_size``
-            is dimensionless, ``scale`` ``(dim,)`` the target's spread per coordinate.
+            is dimensionless, ``scale`` the target's spread: per coordinate ``(dim,)``,
+            or a root of its covariance ``(dim, dim)``.
         evals_per_step: evaluations of the target that a step costs.
         is_adjusted: whether a step leaves the target exactly invariant.
         uses_energy: whether acceptance reads the log density (not the score alone).
@@ -77,3 +78,13 @@ def accept_probability(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
 def accept(is_accepted: jax.Array, proposed: Any, current: Any) -> Any:
     """``proposed`` where accepted, else ``current``; any pytree."""
     return jax.tree.map(lambda p, c: jnp.where(is_accepted, p, c), proposed, current)
+
+
+def stretch(scale: jax.Array, vector: jax.Array) -> jax.Array:
+    """From the sampler's coordinates ``(dim,)`` to the target's."""
+    return scale * vector if scale.ndim == 1 else scale @ vector
+
+
+def unstretch_score(scale: jax.Array, score: jax.Array) -> jax.Array:
+    """A gradient in the target's coordinates, as one in the sampler's."""
+    return scale * score if scale.ndim == 1 else scale.T @ score

@@ -25,7 +25,14 @@ import jax.random as jr
 
 from numpyro_rtk._checks import check_positive, check_positive_int
 from numpyro_rtk.core import acceptance as rules
-from numpyro_rtk.core.inner import InnerInfo, InnerSampler, accept, accept_probability
+from numpyro_rtk.core.inner import (
+    InnerInfo,
+    InnerSampler,
+    accept,
+    accept_probability,
+    stretch,
+    unstretch_score,
+)
 from numpyro_rtk.core.segment import DensityFn, Evaluation
 
 __all__ = ["MALAState", "mala"]
@@ -120,10 +127,12 @@ def mala(
 def _leapfrog(state, momentum, target, step_size, scale, num_leapfrog):
     nodes, evaluations = [state.position], [state.evaluation]
     for _ in range(num_leapfrog):
-        momentum = momentum + 0.5 * step_size * scale * evaluations[-1].score
-        nodes.append(nodes[-1] + step_size * scale * momentum)
+        force = unstretch_score(scale, evaluations[-1].score)
+        momentum = momentum + 0.5 * step_size * force
+        nodes.append(nodes[-1] + step_size * stretch(scale, momentum))
         evaluations.append(target(nodes[-1]))
-        momentum = momentum + 0.5 * step_size * scale * evaluations[-1].score
+        force = unstretch_score(scale, evaluations[-1].score)
+        momentum = momentum + 0.5 * step_size * force
     return nodes, evaluations, momentum
 
 

@@ -31,6 +31,8 @@ from numpyro_rtk.core.inner import (
     InnerSampler,
     accept,
     accept_probability,
+    stretch,
+    unstretch_score,
 )
 from numpyro_rtk.core.segment import DensityFn, Evaluation
 
@@ -106,9 +108,10 @@ def _exponential_step(friction: float):
         noise_z = slope * noise_u + sd_rest * jr.normal(key_position, shape, dtype)
 
         moved = -jnp.expm1(-friction * step_size) / friction
-        force = scale * state.evaluation.score
+        force = unstretch_score(scale, state.evaluation.score)
         shift = (step_size - moved) / friction * force
-        position = state.position + scale * (moved * state.velocity + shift + noise_z)
+        move = moved * state.velocity + shift + noise_z
+        position = state.position + stretch(scale, move)
         velocity = (1.0 - friction * moved) * state.velocity + moved * force + noise_u
         evaluation = target(position)
         # Not a Metropolis test, but no step may leave the target: to where there is no
@@ -137,10 +140,11 @@ def _adjusted_step(friction: float):
         keep = jnp.exp(-0.5 * friction * step_size)
         velocity = _refresh(key_before, state.velocity, keep)
 
-        half = velocity + 0.5 * step_size * scale * state.evaluation.score
-        position = state.position + step_size * scale * half
+        force = unstretch_score(scale, state.evaluation.score)
+        half = velocity + 0.5 * step_size * force
+        position = state.position + step_size * stretch(scale, half)
         evaluation = target(position)
-        end = half + 0.5 * step_size * scale * evaluation.score
+        end = half + 0.5 * step_size * unstretch_score(scale, evaluation.score)
         gain = evaluation.log_density - state.evaluation.log_density
         kinetic = 0.5 * (jnp.sum(velocity**2) - jnp.sum(end**2))
         accept_prob, is_diverging = accept_probability(gain + kinetic)

@@ -1,7 +1,6 @@
 # pyright: reportIncompatibleMethodOverride=false
 """The MCMC kernel behind ``RTKMALA`` and ``RTKULD``."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from numpyro.infer.mcmc import MCMCKernel
-from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
 from numpyro_rtk._checks import (
@@ -40,7 +37,8 @@ from numpyro_rtk.core.annealed import (
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.core.multistep import multistep_between
 from numpyro_rtk.core.segment import Evaluation
-from numpyro_rtk.kernels.problem import Bound, ModelProblem, Problem, ScoreProblem
+from numpyro_rtk.kernels.base import PathKernel
+from numpyro_rtk.kernels.problem import Bound
 from numpyro_rtk.kernels.state import AdaptState, RTKState
 from numpyro_rtk.noise import Ladder, as_ladder
 
@@ -52,8 +50,6 @@ _PILOT_RUNS = 64
 # Fresh runs alone favour too large a c (they do not see the modes that it misses), so the
 # first half of warm-up tries the pilot's value and these many below it on the chain.
 _NUM_TRIALS = 4
-# numpyro.infer.gibbs hands a block its initial values constrained, under this keyword.
-_GIBBS_SITES = "_gibbs_sites"
 
 
 class Defaults(NamedTuple):
@@ -97,7 +93,7 @@ def steps_per_segment(
     return tuple(int(c) for c in counts) + (0,) * (num_segments - len(counts))
 
 
-class AnnealedKernel(MCMCKernel):
+class AnnealedKernel(PathKernel):
     """Draws by annealed runs of reverse transition kernels, Metropolised or raw.
 
     Not used directly: :class:`RTKMALA` and :class:`RTKULD` choose the inner sampler.
@@ -121,9 +117,8 @@ class AnnealedKernel(MCMCKernel):
         path: str | None,
         setting: str,
     ):
-        self._problem = _problem(model, score, path)
-        self._build_inner = build_inner
-        self._inner = inner = build_inner()
+        super().__init__(model, score=score, path=path, build_inner=build_inner)
+        inner = self._inner
         is_model = model is not None
         defaults = MODEL_DEFAULTS if is_model else SCORE_DEFAULTS
         if setting == "paper":
@@ -167,8 +162,6 @@ class AnnealedKernel(MCMCKernel):
             )
         self._predictor = self._choose_predictor(predictor, setting)
         self._weighted = weighted and self._predictor == "gaussian"
-        self._num_warmup = 0
-        self._sample_fn: Callable | None = None
 
     def _choose_predictor(self, predictor: str | None, setting: str) -> str:
         is_free = self.model is None and not self._corrected and setting == "default"
@@ -188,16 +181,6 @@ class AnnealedKernel(MCMCKernel):
         return predictor
 
     # -- what NumPyro and ArviZ read ------------------------------------------------
-
-    @property
-    def model(self) -> Callable | None:
-        """The NumPyro model; None for unconditional sampling."""
-        return self._problem.model
-
-    @property
-    def sample_field(self) -> str:
-        """Name of the state's field that holds the draw."""
-        return "z"
 
     @property
     def default_fields(self) -> tuple[str, ...]:
@@ -237,87 +220,18 @@ class AnnealedKernel(MCMCKernel):
             text += f", inner {np.nanmean(inner):.2f}"
         return text
 
-    def postprocess_fn(self, args: tuple, kwargs: dict | None) -> Callable:
-        """Constrain sites and replay the deterministic ones."""
-        return self._problem.constrain(args, kwargs or {}, replay=True)
-
-    def get_constrain_fn(
-        self, model_args: tuple, model_kwargs: dict | None
-    ) -> Callable:
-        """As :meth:`postprocess_fn` without deterministic sites (NumPyro's Gibbs)."""
-        return self._problem.constrain(model_args, model_kwargs or {}, replay=False)
-
-    def refresh(
-        self, state: RTKState, model_args: tuple, model_kwargs: Any
-    ) -> RTKState:
-        """Return the state: nothing that depends on the data is cached."""
-        return state
-
-    def wrap_model(self, wrapper: Callable) -> "AnnealedKernel":
-        """A copy bound to ``wrapper(model)`` (NumPyro's Gibbs)."""
-        if not isinstance(self._problem, ModelProblem):
-            raise TypeError("`wrap_model` needs a kernel that was built from a model.")
-        kernel = copy.copy(self)
-        kernel._problem = ModelProblem(wrapper(self.model), self._problem.path)
-        kernel._sample_fn = None
-        return kernel
-
-    def __getstate__(self) -> dict:
-        state = self.__dict__.copy()
-        state["_sample_fn"] = state["_inner"] = None  # closures do not pickle
-        return state
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        self._inner = self._build_inner()
-
     # -- the chain -----------------------------------------------------------------
 
-    def init(
-        self,
-        rng_key: jax.Array,
-        num_warmup: int,
-        init_params: Any = None,
-        model_args: tuple = (),
-        model_kwargs: dict | None = None,
-    ) -> RTKState:
-        """Trace the model, calibrate the start, choose the path's constant, start."""
-        kwargs = {} if model_kwargs is None else model_kwargs
-        is_single = is_prng_key(rng_key)
-        first_key = rng_key if is_single else rng_key[0]
-        self._num_warmup = num_warmup
-        self._problem.setup(first_key, model_args, kwargs)
-        self._check_energy()
-
-        def init_one(key, params):
-            return self._init_one(key, params, model_args, kwargs)
-
-        build = jax.jit(init_one if is_single else jax.vmap(init_one))
-        state, has_start = build(rng_key, init_params)
-        if not_jax_tracer(has_start) and not np.all(np.asarray(has_start)):
-            raise RuntimeError(
-                "Cannot find a start of finite density: the model's log density was NaN "
-                f"or -inf at all {_PILOT_RUNS * len(_VARIANCE_GRID)} pilot draws. Check "
-                "the likelihood (domain of its parameters, data of the right shape), or "
-                "give a finite `init_params`."
-            )
-        self._sample_fn = self._sample_one
-        return state
-
-    def sample(
-        self, state: RTKState, model_args: tuple, model_kwargs: dict | None
-    ) -> RTKState:
-        """One draw (with vectorised chains: one per chain)."""
-        kwargs = {} if model_kwargs is None else model_kwargs
-        step = lambda s: self._sample_one(s, model_args, kwargs)
-        return step(state) if is_prng_key(state.rng_key) else jax.vmap(step)(state)
+    @property
+    def _num_pilot(self) -> int:
+        return _PILOT_RUNS * len(_VARIANCE_GRID)
 
     @property
     def _evals_per_draw(self) -> int:
         runs = self._num_candidates + 1 if self._corrected else 1
         return runs * num_evals(self._inner, self._num_steps)
 
-    def _check_energy(self) -> None:
+    def _check(self) -> None:
         if self._inner.uses_energy and not self._problem.has_energy:
             raise TypeError(
                 "The acceptance of this kernel needs an energy, and the density has a "
@@ -368,12 +282,7 @@ class AnnealedKernel(MCMCKernel):
         has_start = jnp.any(usable)
         z = bound.unflatten(start)
         if init_params is not None:
-            if _GIBBS_SITES in kwargs:
-                init_params = self._problem.unconstrain(args, kwargs, init_params)
-            self._problem.check_init_params(init_params)
-            z = jax.tree.map(
-                lambda new, old: jnp.asarray(new, old.dtype), init_params, z
-            )
+            z = self._start_from(init_params, args, kwargs, z)
             given = bound.path(bound.flatten(z), self._level_zero(adapt))
             has_start = jnp.isfinite(given.log_density)
         evaluation = bound.path(bound.flatten(z), self._level_zero(adapt))
@@ -567,21 +476,6 @@ class AnnealedKernel(MCMCKernel):
         following = trials.values[(iteration + 1) % _NUM_TRIALS]
         variance = jnp.where(iteration + 1 < last, following, best_trial(trials))
         return adapt._replace(trials=trials, likelihood_variance=variance)
-
-
-def _problem(model: Callable | None, score: Any, path: str | None) -> Problem:
-    if (model is None) == (score is None):
-        got = "neither" if model is None else "both"
-        raise ValueError(
-            f"Exactly one of `model` and `score` must be given; got {got}. `model` is a "
-            "NumPyro model with a LearnedPrior site; `score` is a density to sample by "
-            "itself."
-        )
-    if model is not None:
-        return ModelProblem(model, path)
-    if path is not None:
-        raise ValueError("`path` must be None with `score`: a density is its own path.")
-    return ScoreProblem(score)
 
 
 def _unsteadiness(log_weight: jax.Array) -> jax.Array:

@@ -1,0 +1,397 @@
+r"""Replica exchange along the noise ladder, with moves by reverse transition kernels.
+
+The state holds one replica per level, :math:`(x_0, \dots, x_K)` with the target
+:math:`\prod_k \pi_k(x_k)`; the top level is the standard normal, whatever the path says
+there. A sweep moves every replica at its own level (inner samplers with a Metropolis
+test), draws the top one anew, and proposes an *exchange* on every second edge
+:math:`(k-1, k)`:
+
+.. math:: z \sim q(\cdot \mid x_k), \qquad u \sim N(a\,x_{k-1}, v I),
+
+with the Gaussian start :math:`q` of the segment. The *works*
+
+.. math:: W &= \log\frac{\pi_{k-1}(z)\,N(x_k; a z, v)}{\pi_k(x_k)\,q(z \mid x_k)}, \\
+          W' &= \log\frac{\pi_{k-1}(x_{k-1})\,N(u; a x_{k-1}, v)}
+                         {\pi_k(u)\,q(x_{k-1} \mid u)}
+
+decide: both replicas move, :math:`x_{k-1} \to z` and :math:`x_k \to u`, with probability
+:math:`\min(1, e^{W - W'})`. Inner steps on the reverse transition kernel may follow the
+start; on the way up the same steps are undone first (they are reversible) and both works
+are taken at the start. A plain swap (:math:`z = x_k / a`, :math:`u = a x_{k-1}`, with the
+Jacobians :math:`a^{\mp d}`) is kept for comparison.
+
+Exact for any path: a poor one costs acceptance. Even and odd edges alternate (Okabe et
+al. 2001; Syed et al., JRSS-B 2022, arXiv 1905.02939). As :math:`E_\downarrow[e^W] = Z_{k-1}
+/ Z_k` and :math:`E_\uparrow[e^{-W'}] = Z_k / Z_{k-1}`, the works also give every ratio of
+normalising constants, by bridge sampling (Bennett 1976) in :func:`bridge_terms`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from numpyro_rtk.core.annealed import Path, log_reference
+from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.segment import (
+    Evaluation,
+    Segment,
+    reverse_kernel,
+    with_noising,
+    without_noising,
+)
+
+__all__ = [
+    "Edges",
+    "ExchangePlan",
+    "Replicas",
+    "SweepInfo",
+    "bridge_terms",
+    "evals_per_sweep",
+    "evaluate_all",
+    "sweep",
+]
+
+
+class Edges(NamedTuple):
+    """The edges of the ladder, lowest first; leading axis K.
+
+    The start of an exchange is Gaussian with mean ``mean_x * x + mean_score * score +
+    shift`` and covariance ``root @ root.T``.
+
+    Attributes:
+        a: signal kept by the noising of the edge.
+        v: its variance.
+        mean_x: factor of the upper state, ``(K,)``.
+        mean_score: factor of its score, ``(K,)``.
+        shift: ``(K, dim)``.
+        root: root of the start's covariance, ``(K, dim, dim)``.
+        inverse_root: its inverse.
+        log_det: log determinant of the root, ``(K,)``.
+    """
+
+    a: jax.Array
+    v: jax.Array
+    mean_x: jax.Array
+    mean_score: jax.Array
+    shift: jax.Array
+    root: jax.Array
+    inverse_root: jax.Array
+    log_det: jax.Array
+
+
+class ExchangePlan(NamedTuple):
+    """What sweeps need besides the path; arrays, so that adapting costs no retrace.
+
+    Attributes:
+        levels: pytree with leading axis K + 1, level 0 first; handed to the path.
+        edges: see :class:`Edges`.
+        step_size: of the local moves at the levels below the top, ``(K,)``.
+        scale: their spread, ``(K, dim)`` or a root of it ``(K, dim, dim)``.
+    """
+
+    levels: Any
+    edges: Edges
+    step_size: jax.Array
+    scale: jax.Array
+
+
+class Replicas(NamedTuple):
+    """One state per level, ``(K + 1, dim)``, the path's evaluations, and lineages.
+
+    A lineage is handed from level to level by accepted exchanges. ``phase`` ``(K + 1,)``
+    says where it has been: 0 nowhere, 1 last at the bottom, 2 at the top after that.
+    """
+
+    position: jax.Array
+    evaluation: Evaluation
+    phase: jax.Array
+    round_trips: jax.Array
+
+
+class SweepInfo(NamedTuple):
+    """What a sweep reports; edges that were not tried hold NaN.
+
+    Attributes:
+        local_accept_prob: of the local moves, ``(K,)``.
+        swap_accept_prob: of the exchanges, ``(K,)``.
+        down_work: W, ``(K,)``.
+        up_work: W', ``(K,)``.
+        residual: ``x_{k-1}`` minus the start's mean given u, ``(K, dim)``; what a
+            better start would be fitted to.
+        upper: u, ``(K, dim)``.
+        upper_score: the score there, ``(K, dim)``.
+        is_diverging: whether a local move at level 0 diverged.
+    """
+
+    local_accept_prob: jax.Array
+    swap_accept_prob: jax.Array
+    down_work: jax.Array
+    up_work: jax.Array
+    residual: jax.Array
+    upper: jax.Array
+    upper_score: jax.Array
+    is_diverging: jax.Array
+
+
+def evals_per_sweep(inner: InnerSampler, num_levels: int, num_steps: int = 0) -> int:
+    """Evaluations of a pair of sweeps (even edges, then odd ones), as executed.
+
+    Args:
+        inner: the inner sampler.
+        num_levels: K, levels below the top.
+        num_steps: inner steps in each exchange.
+    """
+    edges = (num_levels + 1) // 2
+    exchange = edges * (2 + 2 * num_steps * inner.evals_per_step)
+    return 2 * (num_levels * inner.evals_per_step + exchange)
+
+
+def evaluate_all(path: Path, levels: Any, position: jax.Array) -> Evaluation:
+    """The path at every level, ``(K + 1, dim)``; the top is the standard normal."""
+    index = jnp.arange(position.shape[0])
+    return _evaluate(path, levels, position, index)
+
+
+def sweep(
+    key: jax.Array,
+    replicas: Replicas,
+    path: Path,
+    plan: ExchangePlan,
+    inner: InnerSampler,
+    parity: jax.Array,
+    *,
+    num_steps: int = 0,
+    exchange: str = "rtk",
+) -> tuple[Replicas, SweepInfo]:
+    """Local moves, a new top, and exchanges on the edges of one parity.
+
+    Args:
+        key: PRNG key.
+        replicas: the state; its evaluations belong to ``path`` and ``plan.levels``.
+        path: the intermediate targets.
+        plan: levels, edges, step sizes and scales.
+        inner: must be adjusted, with an acceptance from energies.
+        parity: 0 for the edges (0, 1), (2, 3), ...; 1 for the others. May be traced.
+        num_steps: inner steps in each exchange, a static integer.
+        exchange: ``"rtk"``, or ``"swap"`` for plain swaps.
+    """
+    key_local, key_top, key_exchange = jr.split(key, 3)
+    replicas, local_accept, is_diverging = _move(key_local, replicas, path, plan, inner)
+    replicas = _redraw_top(key_top, replicas)
+    replicas, info = _exchange(
+        key_exchange, replicas, path, plan, inner, parity, num_steps, exchange
+    )
+    return _count_round_trips(replicas), info._replace(
+        local_accept_prob=local_accept, is_diverging=is_diverging
+    )
+
+
+def _move(key, replicas, path, plan, inner):
+    """One inner step at every level below the top."""
+    num_levels = plan.step_size.shape[0]
+
+    def step(key, x, evaluation, level, step_size, scale):
+        key_init, key_step = jr.split(key)
+        state = inner.init(key_init, x, evaluation)
+        target = lambda z: path(z, level)
+        state, info = inner.step(key_step, state, target, step_size, scale)
+        return state.position, state.evaluation, info.accept_prob, info.is_diverging
+
+    below = lambda tree: jax.tree.map(lambda leaf: leaf[:num_levels], tree)
+    x, evaluation, accept_prob, is_diverging = jax.vmap(step)(
+        jr.split(key, num_levels),
+        below(replicas.position),
+        below(replicas.evaluation),
+        below(plan.levels),
+        plan.step_size,
+        plan.scale,
+    )
+    position, evaluation = jax.tree.map(
+        lambda new, old: jnp.concatenate([new, old[num_levels:]]),
+        (x, evaluation),
+        (replicas.position, replicas.evaluation),
+    )
+    moved = replicas._replace(position=position, evaluation=evaluation)
+    return moved, accept_prob, is_diverging[0]
+
+
+def _redraw_top(key: jax.Array, replicas: Replicas) -> Replicas:
+    x = jr.normal(key, replicas.position.shape[1:], replicas.position.dtype)
+    value, score = replicas.evaluation
+    evaluation = Evaluation(value.at[-1].set(log_reference(x)), score.at[-1].set(-x))
+    position = replicas.position.at[-1].set(x)
+    return replicas._replace(position=position, evaluation=evaluation)
+
+
+def _exchange(key, replicas, path, plan, inner, parity, num_steps, exchange):
+    num_edges, dim = plan.edges.shift.shape
+    pairs = (num_edges + 1) // 2
+    low = parity + 2 * jnp.arange(pairs)
+    is_edge = low < num_edges  # with an odd number of edges the last pair may be none
+    index = jnp.minimum(low, num_edges - 1)
+    edges = _take(plan.edges, index)
+    x_low, e_low = _take((replicas.position, replicas.evaluation), index)
+    x_high, e_high = _take((replicas.position, replicas.evaluation), index + 1)
+
+    key_noise, key_down, key_up, key_accept = jr.split(key, 4)
+    propose = _propose_swap if exchange == "swap" else _propose
+    noise = jr.normal(key_noise, (2, pairs, dim), x_low.dtype)
+    start, u = jax.vmap(propose)(edges, x_low, x_high, e_high.score, noise[0], noise[1])
+    both = _evaluate(
+        path,
+        plan.levels,
+        jnp.concatenate([start, u]),
+        jnp.concatenate([index, index + 1]),
+    )
+    at_start, at_u = (
+        jax.tree.map(lambda leaf, part=part: leaf[part], both)
+        for part in (slice(None, pairs), slice(pairs, None))
+    )
+    # down: inner steps after the start; up: the same steps, undone
+    steps = _reverse_steps(path, plan, inner, index, edges, num_steps)
+    z, at_z = steps(key_down, x_high, start, at_start)
+    undone, at_undone = steps(key_up, u, x_low, e_low)
+
+    works = jax.vmap(_swap_work if exchange == "swap" else work)
+    down = works(edges, start, x_high, at_start, e_high)
+    up = works(edges, undone, u, at_undone, at_u)
+    log_ratio = down - up
+    log_ratio = jnp.where(jnp.isnan(log_ratio) | ~is_edge, -jnp.inf, log_ratio)
+    accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
+    accepted = jr.uniform(key_accept, (pairs,), x_low.dtype) < accept_prob
+
+    def settle(tree, lower, upper):
+        # where refused, or no edge at all, the index is out of range and dropped
+        at = jnp.where(accepted, index, num_edges + 1)
+        return jax.tree.map(
+            lambda leaf, lo, hi: (
+                leaf.at[at].set(lo, mode="drop").at[at + 1].set(hi, mode="drop")
+            ),
+            tree,
+            lower,
+            upper,
+        )
+
+    state = (replicas.position, replicas.evaluation, replicas.phase)
+    lower = (z, at_z, replicas.phase[index + 1])
+    upper = (u, at_u, replicas.phase[index])
+    position, evaluation, phase = settle(state, lower, upper)
+    residual = x_low - jax.vmap(start_mean)(edges, u, at_u.score)
+    replicas = replicas._replace(position=position, evaluation=evaluation, phase=phase)
+    at = jnp.where(is_edge, index, num_edges)
+    spread = lambda values: (
+        jnp.full((num_edges, *values.shape[1:]), jnp.nan, values.dtype)
+        .at[at]
+        .set(values, mode="drop")
+    )
+    return replicas, SweepInfo(
+        local_accept_prob=jnp.zeros(num_edges, x_low.dtype),  # not known here
+        swap_accept_prob=spread(accept_prob),
+        down_work=spread(down),
+        up_work=spread(up),
+        residual=spread(residual),
+        upper=spread(u),
+        upper_score=spread(at_u.score),
+        is_diverging=jnp.array(False),
+    )
+
+
+def _reverse_steps(path, plan, inner, index, edges, num_steps):
+    """Inner steps on the reverse kernels of all pairs; none leaves the point as it is."""
+
+    def one(key, edge, level, step_size, scale, x, z, lower):
+        segment = Segment(edge.a, edge.v, edge.mean_x, edge.mean_score, edge.shift)
+        target = reverse_kernel(segment, x, lambda at: path(at, level))
+        keys = jr.split(key, num_steps + 1)
+        state = inner.init(keys[0], z, with_noising(segment, x, z, lower))
+        body = lambda state, key: inner.step(key, state, target, step_size, scale)
+        state, _ = jax.lax.scan(body, state, keys[1:])
+        lower = without_noising(segment, x, state.position, state.evaluation)
+        return state.position, lower
+
+    def steps(key, x, z, lower):
+        if num_steps == 0:
+            return z, lower
+        levels, step_size, scale = _take(
+            (plan.levels, plan.step_size, plan.scale), index
+        )
+        keys = jr.split(key, index.shape[0])
+        return jax.vmap(one)(keys, edges, levels, step_size, scale, x, z, lower)
+
+    return steps
+
+
+def _propose(edge, x_low, x_high, score_high, noise_down, noise_up):
+    """The start given the upper state, and the lower state with noise."""
+    z = start_mean(edge, x_high, score_high) + edge.root @ noise_down
+    return z, edge.a * x_low + jnp.sqrt(edge.v) * noise_up
+
+
+def _propose_swap(edge, x_low, x_high, score_high, noise_down, noise_up):
+    return x_high / edge.a, edge.a * x_low
+
+
+def start_mean(edge: Edges, x: jax.Array, score: jax.Array) -> jax.Array:
+    """Mean of an exchange's start given the upper state ``(dim,)`` and its score."""
+    return edge.mean_x * x + edge.mean_score * score + edge.shift
+
+
+def work(edge, z, x, at_z: Evaluation, at_x: Evaluation) -> jax.Array:
+    """Work of the path from ``x`` down to ``z``; the factors of 2 pi cancel."""
+    noising = jnp.sum(jnp.square(x - edge.a * z)) / edge.v
+    start = jnp.sum(
+        jnp.square(edge.inverse_root @ (z - start_mean(edge, x, at_x.score)))
+    )
+    volume = edge.log_det - 0.5 * x.size * jnp.log(edge.v)
+    return at_z.log_density - at_x.log_density - 0.5 * (noising - start) + volume
+
+
+def _swap_work(edge, z, x, at_z: Evaluation, at_x: Evaluation) -> jax.Array:
+    return at_z.log_density - at_x.log_density - x.size * jnp.log(edge.a)
+
+
+def _evaluate(path, levels, position, index) -> Evaluation:
+    top = jax.tree.leaves(levels)[0].shape[0] - 1
+    here = jax.vmap(path)(position, _take(levels, index))
+    reference = Evaluation(jax.vmap(log_reference)(position), -position)
+    is_top = index == top
+    return Evaluation(
+        jnp.where(is_top, reference.log_density, here.log_density),
+        jnp.where(is_top[:, None], reference.score, here.score),
+    )
+
+
+def _count_round_trips(replicas: Replicas) -> Replicas:
+    """A round trip goes from the bottom to the top and back."""
+    phase = replicas.phase
+    finished = phase[0] == 2
+    phase = phase.at[0].set(1)
+    phase = phase.at[-1].set(jnp.where(phase[-1] == 1, 2, phase[-1]))
+    return replicas._replace(
+        phase=phase, round_trips=replicas.round_trips + finished.astype(phase.dtype)
+    )
+
+
+def bridge_terms(
+    down_work: jax.Array, up_work: jax.Array, centre: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    r"""The two sides of Bennett's bridge for :math:`Z_{k-1} / Z_k`.
+
+    For any ``centre`` C, :math:`\log E_\downarrow[\sigma(W - C)] - \log
+    E_\uparrow[\sigma(C - W')] + C` is the log ratio, and C equal to it is the best.
+
+    Args:
+        down_work: W, of any shape.
+        up_work: W', of the same shape.
+        centre: C, broadcastable to it.
+
+    Returns:
+        The terms to average, of the same shape.
+    """
+    return jax.nn.sigmoid(down_work - centre), jax.nn.sigmoid(centre - up_work)
+
+
+def _take(tree: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)

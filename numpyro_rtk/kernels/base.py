@@ -1,0 +1,165 @@
+# pyright: reportIncompatibleMethodOverride=false
+"""NumPyro's side of a kernel: what its driver, Gibbs and ArviZ ask for."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.util import is_prng_key, not_jax_tracer
+
+from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.kernels.problem import ModelProblem, Problem, ScoreProblem
+
+__all__ = ["GIBBS_SITES", "PathKernel"]
+
+# numpyro.infer.gibbs hands a block the other blocks' values under this keyword, and its
+# own initial values constrained.
+GIBBS_SITES = "_gibbs_sites"
+
+
+class PathKernel(MCMCKernel):
+    """A kernel along a path of intermediate targets; subclasses are the samplers.
+
+    They implement ``_check``, ``_init_one`` and ``_sample_one`` (one chain each), the
+    fields and the guarantee.
+    """
+
+    def __init__(
+        self,
+        model: Callable | None,
+        *,
+        score: Any,
+        path: str | None,
+        build_inner: Callable[[], InnerSampler],
+    ):
+        self._problem = _problem(model, score, path)
+        self._build_inner = build_inner
+        self._inner = build_inner()
+        self._num_warmup = 0
+        self._sample_fn: Callable | None = None
+
+    @property
+    def model(self) -> Callable | None:
+        """The NumPyro model; None for unconditional sampling."""
+        return self._problem.model
+
+    @property
+    def sample_field(self) -> str:
+        """Name of the state's field that holds the draw."""
+        return "z"
+
+    def postprocess_fn(self, args: tuple, kwargs: dict | None) -> Callable:
+        """Constrain sites and replay the deterministic ones."""
+        return self._problem.constrain(args, kwargs or {}, replay=True)
+
+    def get_constrain_fn(
+        self, model_args: tuple, model_kwargs: dict | None
+    ) -> Callable:
+        """As :meth:`postprocess_fn` without deterministic sites (NumPyro's Gibbs)."""
+        return self._problem.constrain(model_args, model_kwargs or {}, replay=False)
+
+    def refresh(self, state: Any, model_args: tuple, model_kwargs: Any) -> Any:
+        """Return the state: nothing that depends on the data is cached."""
+        return state
+
+    def wrap_model(self, wrapper: Callable) -> "PathKernel":
+        """A copy bound to ``wrapper(model)`` (NumPyro's Gibbs)."""
+        if not isinstance(self._problem, ModelProblem):
+            raise TypeError("`wrap_model` needs a kernel that was built from a model.")
+        kernel = copy.copy(self)
+        kernel._problem = ModelProblem(wrapper(self.model), self._problem.path)
+        kernel._sample_fn = None
+        return kernel
+
+    def __getstate__(self) -> dict:
+        state = self.__dict__.copy()
+        state["_sample_fn"] = state["_inner"] = None  # closures do not pickle
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._inner = self._build_inner()
+
+    def init(
+        self,
+        rng_key: jax.Array,
+        num_warmup: int,
+        init_params: Any = None,
+        model_args: tuple = (),
+        model_kwargs: dict | None = None,
+    ) -> Any:
+        """Trace the model, calibrate the path, start the chain (or chains)."""
+        kwargs = {} if model_kwargs is None else model_kwargs
+        is_single = is_prng_key(rng_key)
+        first_key = rng_key if is_single else rng_key[0]
+        self._num_warmup = num_warmup
+        self._problem.setup(first_key, model_args, kwargs)
+        self._check()
+
+        def build(key, params):
+            return self._build(key, params, model_args, kwargs, is_single)
+
+        state, has_start = jax.jit(build)(rng_key, init_params)
+        if not_jax_tracer(has_start) and not np.all(np.asarray(has_start)):
+            raise RuntimeError(
+                "Cannot find a start of finite density: the model's log density was NaN "
+                f"or -inf at all {self._num_pilot} pilot draws. Check the likelihood "
+                "(domain of its parameters, data of the right shape), or give a finite "
+                "`init_params`."
+            )
+        self._sample_fn = self._sample_one
+        return state
+
+    def sample(self, state: Any, model_args: tuple, model_kwargs: dict | None) -> Any:
+        """One draw (with vectorised chains: one per chain)."""
+        kwargs = {} if model_kwargs is None else model_kwargs
+        step = lambda s: self._sample_one(s, model_args, kwargs)
+        return step(state) if is_prng_key(state.rng_key) else jax.vmap(step)(state)
+
+    @property
+    def _num_pilot(self) -> int:
+        """Draws that a start is looked for among."""
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Raise when the problem, now traced, is not for this kernel."""
+
+    def _build(self, rng_key, init_params, args, kwargs, is_single: bool):
+        """The first state of the chain or chains, and whether it has a density."""
+        one = lambda key, params: self._init_one(key, params, args, kwargs)
+        build = one if is_single else jax.vmap(one)
+        return build(rng_key, init_params)
+
+    def _init_one(self, key, init_params, args, kwargs) -> tuple[Any, jax.Array]:
+        """The same of one chain."""
+        raise NotImplementedError
+
+    def _sample_one(self, state: Any, args: tuple, kwargs: dict) -> Any:
+        raise NotImplementedError
+
+    def _start_from(self, init_params, args: tuple, kwargs: dict, like: Any) -> Any:
+        """``init_params`` checked, unconstrained and of the dtypes of ``like``."""
+        if GIBBS_SITES in kwargs:
+            init_params = self._problem.unconstrain(args, kwargs, init_params)
+        self._problem.check_init_params(init_params)
+        return jax.tree.map(
+            lambda new, old: jax.numpy.asarray(new, old.dtype), init_params, like
+        )
+
+
+def _problem(model: Callable | None, score: Any, path: str | None) -> Problem:
+    if (model is None) == (score is None):
+        got = "neither" if model is None else "both"
+        raise ValueError(
+            f"Exactly one of `model` and `score` must be given; got {got}. `model` is a "
+            "NumPyro model with a LearnedPrior site; `score` is a density to sample by "
+            "itself."
+        )
+    if model is not None:
+        return ModelProblem(model, path)
+    if path is not None:
+        raise ValueError("`path` must be None with `score`: a density is its own path.")
+    return ScoreProblem(score)

@@ -1,0 +1,178 @@
+"""What a finished run of ``RTKReplicaExchange`` says about itself, without ArviZ."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.scipy.special import ndtri
+
+__all__ = ["Diagnosis", "diagnose", "log_evidence"]
+
+# Standard deviation of normal works at which half of the exchanges are accepted.
+_SPREAD_AT_HALF = 1.349
+
+
+class Diagnosis(NamedTuple):
+    """What :func:`diagnose` found; ``print`` it.
+
+    Attributes:
+        swap_accept_prob: mean acceptance of each edge, ``(K,)``, lowest first.
+        level_accept_prob: mean acceptance of the local moves, ``(K,)``.
+        barrier: sum of the rejection rates over the edges.
+        round_trips: of each chain, ``(chains,)``.
+        suggested_levels: number of levels at which edges would accept about half.
+        log_evidence: estimate and its standard error.
+        problems: sentences that say what is wrong and what to change; empty if nothing.
+    """
+
+    swap_accept_prob: np.ndarray
+    level_accept_prob: np.ndarray
+    barrier: float
+    round_trips: np.ndarray
+    suggested_levels: int
+    log_evidence: tuple[float, float]
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The report."""
+        accept = self.swap_accept_prob
+        value, error = self.log_evidence
+        lines = [
+            f"exchange: {len(accept)} edges, acceptance mean {accept.mean():.2f}, worst "
+            f"{accept.min():.2f} (edge {int(accept.argmin())}-{int(accept.argmin()) + 1}), "
+            f"barrier {self.barrier:.1f}",
+            f"round trips per chain: {self.round_trips.mean():.1f} (fewest "
+            f"{int(self.round_trips.min())})",
+            f"local moves: acceptance {self.level_accept_prob.min():.2f} to "
+            f"{self.level_accept_prob.max():.2f}",
+            f"log evidence: {value:.3f} +- {error:.3f}",
+        ]
+        problems = self.problems or ("nothing found; see also R-hat and ESS",)
+        return "\n".join([*lines, *(f"- {problem}" for problem in problems)])
+
+
+def log_evidence(mcmc: Any) -> tuple[float, float]:
+    r"""Log evidence of a finished ``RTKReplicaExchange`` run, and its standard error.
+
+    Bridge sampling (Bennett 1976) over both directions of every exchange. The evidence is
+    that of the model with the learned prior as it is normalised. The error is the larger
+    of batch means within chains and the spread between chains; it knows nothing of modes
+    that no replica has reached.
+
+    Args:
+        mcmc: the ``MCMC`` object after ``run``.
+
+    Raises:
+        TypeError: unless it ran with ``RTKReplicaExchange``.
+    """
+    down, up = (_exchange_field(mcmc, f"bridge_{way}") for way in ("down", "up"))
+    centre = np.asarray(mcmc.last_state.adapt_state.settings.centre, np.float64)
+    mean_down, mean_up = down.mean(axis=1), up.mean(axis=1)
+    with np.errstate(divide="ignore"):
+        by_chain = np.sum(centre + np.log(mean_down) - np.log(mean_up), axis=-1)
+    # to first order, what each draw adds to the error of its chain
+    influence = np.sum(down / mean_down[:, None] - up / mean_up[:, None], axis=-1)
+    num_chains, num_draws = influence.shape
+    num_batches = min(20, max(num_draws // 10, 1))
+    length = num_draws // num_batches
+    batches = influence[:, : num_batches * length]
+    means = batches.reshape(num_chains, num_batches, length).mean(axis=-1)
+    within = between = np.nan
+    if num_batches > 1:
+        within = np.sqrt(np.mean(means.var(axis=1, ddof=1)) / means.size)
+    if num_chains > 1:
+        between = by_chain.std(ddof=1) / np.sqrt(num_chains)
+    errors = [error for error in (within, between) if np.isfinite(error)]
+    return float(by_chain.mean()), float(max(errors, default=np.nan))
+
+
+def diagnose(mcmc: Any) -> Diagnosis:
+    """A short report on a finished ``RTKReplicaExchange`` run, in plain words.
+
+    >>> print(rtk.diagnose(mcmc))                        # doctest: +SKIP
+
+    It reads the exchanges between noise levels; R-hat and effective sample size of the
+    draws are ArviZ's.
+
+    Args:
+        mcmc: the ``MCMC`` object after ``run``.
+
+    Raises:
+        TypeError: unless it ran with ``RTKReplicaExchange``.
+    """
+    accept = _exchange_field(mcmc, "swap_accept_prob").mean(axis=(0, 1))
+    local = _exchange_field(mcmc, "level_accept_prob").mean(axis=(0, 1))
+    trips = _exchange_field(mcmc, "round_trips")[:, -1]
+    num_draws = _exchange_field(mcmc, "accept_prob").shape[1]
+    settings = mcmc.last_state.adapt_state.settings
+    evidence = log_evidence(mcmc)
+    # Normal works of standard deviation s are accepted with 2 Phi(-s / 2), and s falls
+    # in proportion to the edges' width.
+    spread = -2.0 * ndtri(np.clip(accept, 1e-6, 1.0 - 1e-6) / 2.0)
+    suggested = int(np.ceil(len(accept) * spread.mean() / _SPREAD_AT_HALF))
+    problems = []
+    worst = int(accept.argmin())
+    if accept.mean() < 0.3:
+        problems.append(
+            f"Too few levels: exchanges are accepted with {accept.mean():.2f} on average. "
+            f"Set `num_levels={suggested}`."
+        )
+    if accept[worst] < 0.1 and accept.mean() >= 0.3:
+        problems.append(
+            f"Little passes between levels {worst} and {worst + 1} (acceptance "
+            f"{accept[worst]:.2f}). Let warm-up move the levels (`adapt_ladder=True`, a "
+            "longer `num_warmup`), or set more `num_levels`."
+        )
+    if trips.sum() == 0:
+        problems.append(
+            f"No replica has gone from level 0 to the top and back in {num_draws} draws: "
+            "mode weights still depend on where the chains started. Run longer, with "
+            f"more `num_sweeps`, or with `num_levels={max(suggested, len(accept))}`."
+        )
+    stuck = np.flatnonzero(local < 0.15)
+    if stuck.size:
+        problems.append(
+            f"Local moves are refused at level(s) {', '.join(map(str, stuck))} "
+            f"(acceptance {local.min():.2f}). Lengthen `num_warmup`, or give a smaller "
+            "`step_size`."
+        )
+    factor = np.atleast_2d(np.asarray(settings.mean_score)).mean(axis=0)
+    beta = _likelihood_share(settings)
+    wrong = np.flatnonzero((beta < 0.02) & (np.abs(factor - 1.0) > 0.5))
+    if wrong.size > max(1, len(factor) // 8):
+        problems.append(
+            "The prior's scores disagree with its own noise ladder (at levels "
+            f"{', '.join(map(str, wrong + 1))} the best factor of the score is not 1). "
+            "The chain stays exact and mixes worse; train the prior longer."
+        )
+    if np.mean(_exchange_field(mcmc, "diverging")) > 0.01:
+        problems.append(
+            "More than one draw in a hundred has a diverging local move at level 0: the "
+            "posterior is steeper there than the step size; give a smaller `step_size`."
+        )
+    return Diagnosis(
+        accept,
+        local,
+        float(np.sum(1.0 - accept)),
+        trips,
+        suggested,
+        evidence,
+        tuple(problems),
+    )
+
+
+def _exchange_field(mcmc: Any, name: str) -> np.ndarray:
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    if "swap_accept_prob" not in fields:
+        kernel = type(mcmc.sampler).__name__
+        raise TypeError(
+            "`mcmc` must be a finished run of RTKReplicaExchange; got one of "
+            f"{kernel}. For weighted draws see `rtk.pareto_k`."
+        )
+    return np.asarray(fields[name], np.float64)
+
+
+def _likelihood_share(settings: Any) -> np.ndarray:
+    """Inverse temperature of the likelihood at the upper level of each edge."""
+    times = np.atleast_2d(np.asarray(settings.times, np.float64)).mean(axis=0)
+    c = float(np.mean(np.asarray(settings.likelihood_variance)))
+    return c / (c - np.expm1(-2.0 * times[1:]))
