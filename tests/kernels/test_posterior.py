@@ -53,6 +53,15 @@ def truth() -> dict[str, float]:
     }
 
 
+def evidence() -> float:
+    grid = np.linspace(-2.5, 1.8, 4001)
+    scale = np.exp(grid)
+    likelihood = 0.3 * st.norm.pdf(Y, -1.2, np.sqrt(0.05 + scale**2)) + 0.7 * (
+        st.norm.pdf(Y, 0.9, np.sqrt(0.25 + scale**2))
+    )
+    return float(np.trapezoid(likelihood * st.norm.pdf(grid, -0.3, 0.4), grid))
+
+
 def worst_z(mcmc) -> float:
     """Largest |z| over the statistics; the standard error is that of 20 chain means.
 
@@ -87,16 +96,22 @@ def run(kernel) -> MCMC:
 # Student's t with 19 degrees of freedom: |t| > 5 has probability 8e-5 per statistic.
 THRESHOLD = 5.0
 
-KERNELS = {
-    "RTKMALA": lambda: rtk.RTKMALA(model, **OPTIONS),
-    "RTKMALA, paper's start": lambda: rtk.RTKMALA(
-        model, setting="paper", num_steps=2, num_candidates=8
+
+def slow(*values, name):
+    return pytest.param(*values, id=name, marks=pytest.mark.slow)
+
+
+KERNELS = [
+    pytest.param(lambda: rtk.RTKMALA(model, **OPTIONS), id="RTKMALA"),
+    slow(
+        lambda: rtk.RTKMALA(model, setting="paper", num_steps=2, num_candidates=8),
+        name="RTKMALA, paper's start",
     ),
-    "RTKULD adjusted": lambda: rtk.RTKULD(model, adjusted=True, **OPTIONS),
-}
+    slow(lambda: rtk.RTKULD(model, adjusted=True, **OPTIONS), name="RTKULD adjusted"),
+]
 
 
-@pytest.mark.parametrize("build", KERNELS.values(), ids=KERNELS.keys())
+@pytest.mark.parametrize("build", KERNELS)
 def test_corrected_kernels_have_the_exact_posterior(build):
     assert worst_z(run(build())) < THRESHOLD
 
@@ -140,29 +155,23 @@ def test_weights_of_raw_draws_give_evidence_and_posterior():
     mcmc = run(rtk.RTKMALA(model, corrected=False, **OPTIONS))
     log_w = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["log_weight"])
     x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])[..., 0]
-    grid = np.linspace(-2.5, 1.8, 4001)
-    scale = np.exp(grid)
-    likelihood = 0.3 * st.norm.pdf(Y, -1.2, np.sqrt(0.05 + scale**2)) + 0.7 * (
-        st.norm.pdf(Y, 0.9, np.sqrt(0.25 + scale**2))
-    )
-    evidence = np.trapezoid(likelihood * st.norm.pdf(grid, -0.3, 0.4), grid)
     estimates = np.exp(log_w).mean(axis=1)
     error = estimates.std(ddof=1) / np.sqrt(CHAINS)
-    assert abs(estimates.mean() - evidence) < THRESHOLD * error
-    assert error < 0.05 * evidence
+    assert abs(estimates.mean() - evidence()) < THRESHOLD * error
+    assert error < 0.05 * evidence()
     left = (np.exp(log_w) * (x < -0.3)).mean(axis=1)
     expected = truth()["left mode"]
     error = (left - expected * estimates).std(ddof=1) / np.sqrt(CHAINS)
     assert abs(left.mean() - expected * estimates.mean()) < THRESHOLD * error
 
 
-@pytest.mark.skipif(not hasattr(numpyro.infer, "Gibbs"), reason="NumPyro < 0.22")
-def test_gibbs_block_beside_nuts_has_the_exact_posterior():
-    from numpyro.infer import Gibbs
-
-    kernel = Gibbs([(rtk.RTKMALA(model, **OPTIONS), ["x"]), (NUTS(model), None)])
+def run_gibbs(kernel) -> MCMC:
+    """The learned site in a block of ``kernel``, the scale in one of NUTS."""
+    gibbs = pytest.importorskip("numpyro.infer.gibbs")
+    if not hasattr(numpyro.infer, "Gibbs"):
+        pytest.skip("NumPyro < 0.22")
     mcmc = MCMC(
-        kernel,
+        gibbs.Gibbs([(kernel, ["x"]), (NUTS(model), None)]),
         num_warmup=50,
         num_samples=DRAWS,
         num_chains=CHAINS,
@@ -170,4 +179,30 @@ def test_gibbs_block_beside_nuts_has_the_exact_posterior():
         progress_bar=False,
     )
     mcmc.run(jr.key(4), jnp.array(Y))
+    return mcmc
+
+
+def test_gibbs_block_beside_nuts_has_the_exact_posterior():
+    assert worst_z(run_gibbs(rtk.RTKMALA(model, **OPTIONS))) < THRESHOLD
+
+
+EXCHANGES = [
+    pytest.param({}, id="mala"),
+    slow({"inner": "uld"}, name="uld"),
+    slow({"num_inner_steps": 1}, name="inner steps"),
+    slow({"exchange": "swap"}, name="swap"),
+]
+
+
+@pytest.mark.parametrize("options", EXCHANGES)
+def test_replica_exchange_has_the_exact_posterior_and_evidence(options):
+    mcmc = run(rtk.RTKReplicaExchange(model, num_levels=8, **options))
+    assert worst_z(mcmc) < THRESHOLD
+    value, error = rtk.log_evidence(mcmc)
+    assert abs(value - np.log(evidence())) < THRESHOLD * error
+    assert error < 0.05
+
+
+def test_replica_exchange_in_a_gibbs_block_has_the_exact_posterior():
+    mcmc = run_gibbs(rtk.RTKReplicaExchange(model, num_levels=8))
     assert worst_z(mcmc) < THRESHOLD

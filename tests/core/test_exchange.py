@@ -1,0 +1,331 @@
+"""Replica exchange: invariance, works, controls, round trips."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from numpyro_rtk import paths
+from numpyro_rtk.core import exchange as exchange_module
+from numpyro_rtk.core.exchange import (
+    Edges,
+    ExchangePlan,
+    Replicas,
+    bridge_terms,
+    evals_per_sweep,
+    evaluate_all,
+    sweep,
+)
+from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.population import population_down
+from numpyro_rtk.core.segment import Evaluation
+from numpyro_rtk.core.uld import uld
+from tests.oracles import SKEWED, assert_mean, summaries, z_score
+
+N = 4_000
+TIMES = np.array([0.0, 0.15, 0.6, 3.0])
+PRIOR = SKEWED.standardised()
+# Log constants of the unnormalised levels: what the works must find.
+CONSTANTS = np.array([0.7, -0.4, 0.3])
+
+
+def path(u, level):
+    """Noised mixtures, each with a constant of its own."""
+    levels, constant = level
+    value, score = paths.prior_path(paths.standardised(PRIOR.jax()))(u, levels)
+    return Evaluation(value + constant, score)
+
+
+@functools.cache
+def plan(poor=False):
+    """A dense start that is deliberately not the best, or is poor."""
+    a, v = np.exp(TIMES[:-1] - TIMES[1:]), -np.expm1(2.0 * (TIMES[:-1] - TIMES[1:]))
+    # the top edge starts nearly from the whole of level 2, of spread about one
+    width = np.array([*(np.sqrt(v) / a)[:2], 1.1])
+    root = np.array([[1.0, 0.0], [0.2, 0.9]])[None] * width[:, None, None]
+    edges = Edges(
+        a=a,
+        v=v,
+        mean_x=np.array([0.97, 0.97, 1.0]) / a,
+        mean_score=np.array([0.9, 0.9, 1.0]) * v / a,
+        shift=np.full((3, 2), 0.03) + (0.8 * (width / 1.1)[:, None] if poor else 0.0),
+        root=root,
+        inverse_root=np.linalg.inv(root),
+        log_det=np.linalg.slogdet(root)[1],
+    )
+    # eager and NumPy: this may be called first while something is traced
+    levels = (TIMES, np.exp(-TIMES), np.ones(4)), np.append(CONSTANTS, 0.0)
+    scale = np.stack([np.array([[0.5, 0.0], [-0.1, 0.6]])] * 3)
+    settings = ExchangePlan(levels, edges, np.full(3, 0.7), scale)
+    settings = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), settings)
+    times, constants = settings.levels
+    return settings._replace(levels=(paths.Levels(*times), constants))
+
+
+@functools.cache
+def exact_replicas(n=N):
+    """Independent draws of every level, ``(n, 4, 2)``; the top is the standard normal."""
+    below = [PRIOR.noised(t).draws(10 + k, n) for k, t in enumerate(TIMES[:-1])]
+    top = np.random.default_rng(99).normal(size=(n, 2))
+    return jnp.asarray(np.stack([*below, top], axis=1), jnp.float32)
+
+
+@functools.cache
+def stepper(inner, num_sweeps, num_steps, exchange, poor=False):
+    one = functools.partial(_run, inner, num_sweeps, num_steps, exchange, poor)
+    return jax.jit(jax.vmap(one))
+
+
+def _run(inner, num_sweeps, num_steps, exchange, poor, key, position):
+    settings = jax.tree.map(jnp.asarray, plan(poor))
+    evaluation = evaluate_all(path, settings.levels, position)
+    phase = jnp.zeros(4, int).at[0].set(1)
+    replicas = Replicas(position, evaluation, phase, jnp.zeros((), int))
+
+    def body(replicas, inputs):
+        key, parity = inputs
+        return sweep(
+            key,
+            replicas,
+            path,
+            settings,
+            inner,
+            parity,
+            num_steps=num_steps,
+            exchange=exchange,
+        )
+
+    keys = jr.split(key, num_sweeps)
+    return jax.lax.scan(body, replicas, (keys, jnp.arange(num_sweeps) % 2))
+
+
+def run(key, inner=None, num_sweeps=4, num_steps=0, exchange="rtk", n=N, poor=False):
+    inner = MALA if inner is None else inner
+    step = stepper(inner, num_sweeps, num_steps, exchange, poor)
+    return step(jr.split(key, n), exact_replicas(max(n, N))[:n])
+
+
+def paired_change(after):
+    """Per level, what a run changed in statistics of location, shape and weights."""
+    before = np.asarray(exact_replicas(max(len(after), N))[: len(after)])
+    return np.concatenate(
+        [summaries(after[:, k]) - summaries(before[:, k]) for k in range(4)], axis=1
+    )
+
+
+MALA, ULD = mala(num_leapfrog=1), uld(adjusted=True)
+KINDS = {
+    "mala": (MALA, 0, "rtk", False),
+    "uld": (ULD, 0, "rtk", False),
+    "inner steps": (MALA, 4, "rtk", True),
+    "swap": (MALA, 0, "swap", False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaves_every_level_invariant(kind, key):
+    """n = 4,000 exact draws of all levels, 8 sweeps: paired changes within z = 5.
+
+    Exchanges are neither always accepted nor never, so the test has something to see.
+    """
+    inner, num_steps, exchange, poor = KINDS[kind]
+    after, info = run(
+        key, inner, num_steps=num_steps, exchange=exchange, poor=poor, num_sweeps=8
+    )
+    accept = np.nanmean(info.swap_accept_prob, axis=(0, 1))
+    least = 0.01 if exchange == "swap" else 0.1
+    assert np.all((accept > least) & (accept < 0.95)), accept
+    assert_mean(paired_change(np.asarray(after.position)))
+
+
+BROKEN = {
+    "no volume of the noising": (
+        "work",
+        lambda edge, z, x, at_z, at_x: (
+            WORK(edge, z, x, at_z, at_x)
+            + 0.5 * jnp.sum(jnp.square(x - edge.a * z)) / edge.v
+        ),
+        0,
+        "rtk",
+    ),
+    "no density of the start": (
+        "work",
+        lambda edge, z, x, at_z, at_x: (
+            WORK(edge, z, x, at_z, at_x)
+            - 0.5
+            * jnp.sum(
+                jnp.square(
+                    edge.inverse_root
+                    @ (z - exchange_module.start_mean(edge, x, at_x.score))
+                )
+            )
+        ),
+        0,
+        "rtk",
+    ),
+    "no density of the upper state": (
+        "work",
+        lambda edge, z, x, at_z, at_x: WORK(edge, z, x, at_z, at_x) + at_x.log_density,
+        0,
+        "rtk",
+    ),
+    "inner steps not undone": ("_reverse_steps", "forget", 4, "rtk"),
+}
+WORK, REVERSE = exchange_module.work, exchange_module._reverse_steps
+
+
+def _forgetful(*arguments):
+    """Takes the steps down and forgets them on the way up."""
+    steps, calls = REVERSE(*arguments), []
+
+    def once(key, x, z, lower):
+        calls.append(1)
+        return steps(key, x, z, lower) if len(calls) == 1 else (z, lower)
+
+    return once
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_negative_controls(broken, key, monkeypatch):
+    """The same statistic on a broken exchange is far beyond the threshold."""
+    name, wrong, num_steps, exchange = BROKEN[broken]
+    wrong = _forgetful if wrong == "forget" else wrong
+    monkeypatch.setattr(exchange_module, name, wrong)
+    inner = mala(num_leapfrog=1)  # a new object: nothing compiled is shared
+    after, _ = run(
+        key,
+        inner,
+        num_sweeps=30,
+        num_steps=num_steps,
+        exchange=exchange,
+        poor=num_steps > 0,
+        n=4 * N if num_steps else N,  # the local moves hide much of this breakage
+    )
+    worst = np.max(np.abs(z_score(paired_change(np.asarray(after.position)))))
+    assert worst > 8.0, worst
+
+
+@pytest.mark.parametrize("exchange", ["rtk", "swap"])
+def test_works_give_the_normalising_constants(exchange, key):
+    """The bridge finds every ratio of constants; z = 5.
+
+    From exact draws, hence with independent works; its terms are bounded, while e^W may
+    have no variance. A wrong Jacobian of either direction moves their mean.
+    """
+    expected = np.append(CONSTANTS, 0.0)
+    expected = expected[:-1] - expected[1:]
+    for parity in (0, 1):
+        step = stepper(MALA, parity + 1, 0, exchange)
+        _, info = step(jr.split(key, N), exact_replicas())
+        down, up = np.asarray(info.down_work)[:, -1], np.asarray(info.up_work)[:, -1]
+        for k in range(parity, 3, 2):
+            centre = expected[k] + 0.2
+            left, right = bridge_terms(
+                jnp.asarray(down[:, k]), jnp.asarray(up[:, k]), jnp.float32(centre)
+            )
+            # E_down[sigma(W - C)] = exp(log ratio - C) E_up[sigma(C - W')]
+            assert_mean(left - np.exp(expected[k] - centre) * right)
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_only_edges_of_the_parity_are_tried(parity, key):
+    _, info = stepper(MALA, parity + 1, 0, "rtk")(
+        jr.split(key, 3), exact_replicas()[:3]
+    )
+    tried = ~np.isnan(np.asarray(info.swap_accept_prob)[:, -1])
+    np.testing.assert_array_equal(tried, [np.arange(3) % 2 == parity] * 3)
+
+
+def test_evaluations_belong_to_the_positions(key):
+    after, _ = run(key, n=50)
+    expected = jax.vmap(lambda x: evaluate_all(path, plan().levels, x))(after.position)
+    jax.tree.map(
+        lambda got, there: np.testing.assert_allclose(got, there, rtol=2e-3, atol=2e-3),
+        after.evaluation,
+        expected,
+    )
+
+
+def test_top_is_drawn_anew_from_the_normal(key):
+    after, _ = run(key, num_sweeps=1)
+    assert_mean(summaries(after.position[:, -1])[:, :5], [0.0, 0.0, 1.0, 0.0, 1.0])
+
+
+def test_round_trips_are_counted_along_lineages(key):
+    """A trip needs K exchanges up and K down, one a sweep at best: 2 K = 6 sweeps."""
+    none, _ = run(key, num_sweeps=4, n=200)
+    assert not np.any(none.round_trips)
+    some, _ = run(key, num_sweeps=40, n=200)
+    assert 0.5 < np.mean(some.round_trips) < 40 / 6
+    assert np.all(np.isin(some.phase, [0, 1, 2]))
+
+
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_costs_what_it_says(num_steps, key):
+    calls = []
+
+    def counted(u, level):
+        jax.debug.callback(lambda _: calls.append(1), u[0])
+        return path(u, level)
+
+    settings = jax.tree.map(jnp.asarray, plan())
+    position = exact_replicas()[0]
+    evaluation = evaluate_all(path, settings.levels, position)
+    replicas = Replicas(position, evaluation, jnp.zeros(4, int), jnp.zeros((), int))
+    for parity in (0, 1):
+        replicas, _ = sweep(
+            key, replicas, counted, settings, MALA, parity, num_steps=num_steps
+        )
+    jax.block_until_ready(replicas)
+    jax.effects_barrier()
+    assert len(calls) == evals_per_sweep(MALA, 3, num_steps)
+
+
+def test_no_density_is_never_entered(key):
+    """A wall: no replica leaves to where the path has no density, whatever it says."""
+
+    def walled(u, level):
+        value, score = path(u, level)
+        blocked = (u[0] > 0.4) & (level[0].t == 0.0)
+        return Evaluation(jnp.where(blocked, -jnp.inf, value), score)
+
+    settings = jax.tree.map(jnp.asarray, plan())
+    position = exact_replicas()[0].at[0].set(jnp.array([-0.5, 0.0]))
+    evaluation = evaluate_all(walled, settings.levels, position)
+    replicas = Replicas(position, evaluation, jnp.zeros(4, int), jnp.zeros((), int))
+
+    def body(replicas, inputs):
+        replicas, info = sweep(inputs[0], replicas, walled, settings, MALA, inputs[1])
+        return replicas, (replicas.position[0], info.swap_accept_prob)
+
+    _, (bottom, accept) = jax.jit(lambda r, xs: jax.lax.scan(body, r, xs))(
+        replicas, (jr.split(key, 400), jnp.arange(400) % 2)
+    )
+    assert np.all(np.asarray(bottom)[:, 0] <= 0.4)
+    assert np.all(np.isfinite(bottom))
+    assert np.nanmean(accept) > 0.05
+
+
+def test_population_has_the_law_of_every_level(key):
+    """400 populations of 64: means of a bounded statistic over levels, z = 5.
+
+    Resampled particles are right up to O(1 / n); the limit allows for that.
+    """
+    one = lambda key: population_down(key, path, plan(), MALA, 64)
+    found = jax.jit(jax.vmap(one))(jr.split(key, 400))
+    assert found.position.shape == (400, 4, 64, 2)
+    for k, t in enumerate(TIMES[:-1]):
+        truth = np.tanh(PRIOR.noised(t).draws(3, 400_000)).mean(axis=0)
+        means = np.tanh(np.asarray(found.position[:, k])).mean(axis=1)
+        error = means.std(axis=0, ddof=1) / np.sqrt(len(means))
+        assert np.all(np.abs(means.mean(axis=0) - truth) < 5.0 * error + 0.02)
+
+
+def test_population_without_any_density_spoils_no_number(key):
+    dead = lambda u, level: Evaluation(jnp.full((), -jnp.inf), jnp.zeros(2))
+    found = jax.jit(lambda k: population_down(k, dead, plan(), MALA, 8))(key)
+    assert np.all(np.isfinite(found.position))
+    assert np.all(np.isneginf(found.evaluation.log_density[:-1]))
