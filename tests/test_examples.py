@@ -12,8 +12,7 @@ SMALL = {
     "quickstart.py": [
         "--num-warmup=10",
         "--num-samples=8",
-        "--num-candidates=2",
-        "--num-segments=6",
+        "--num-levels=6",
         "--train-steps=20",
     ]
 }

@@ -1,0 +1,126 @@
+"""RTKReplicaExchange on posteriors known in closed form.
+
+    python benchmarks/exchange.py                 # both parts
+    python benchmarks/exchange.py --quick
+    python benchmarks/exchange.py --blocks 6 16 32 --dims
+    python benchmarks/exchange.py --exchange swap # plain swaps on the same kind of ladder
+
+Part 1: six unequal, correlated modes in d dimensions. Part 2: B blocks of five modes each
+measured once, about 3**B live modes; the error is the total variation of a block's mode
+weights, mean over blocks, at all evaluations so far, warm-up and start included.
+"""
+
+import argparse
+import time
+
+import arviz as az
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro
+from numpyro.infer import MCMC
+from posteriors import make_model
+from targets import block_posterior, correlated_mixture, linear_posterior
+
+import numpyro_rtk as rtk
+
+CHAINS = 16
+
+
+def run(posterior, num_warmup: int, num_samples: int, seed: int, options: dict):
+    kernel = rtk.RTKReplicaExchange(make_model(posterior), **options)
+    mcmc = MCMC(
+        kernel,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    start = time.time()
+    mcmc.run(jr.key(seed), jnp.asarray(posterior.data))
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
+    seconds = time.time() - start
+    per_draw = int(np.ravel(mcmc.get_extra_fields()["num_score_evals"])[0])
+    pilot, start_evals = kernel.num_init_evals
+
+    def evals(draws: int) -> float:
+        return pilot + CHAINS * (start_evals + per_draw * (num_warmup + draws))
+
+    return mcmc, x, evals, seconds
+
+
+def handful(dim: int, observed: int, sd: float, args) -> None:
+    posterior = linear_posterior(correlated_mixture(dim, 6, 1), observed, sd, 101)
+    draws = 100 if args.quick else 1000
+    mcmc, x, evals, seconds = run(
+        posterior, 200, draws, args.seed, {"exchange": args.exchange}
+    )
+    flat = x.reshape(-1, dim)
+    tv = 0.5 * np.abs(posterior.shares(flat) - posterior.true_shares()).sum()
+    alive = [j for j, w in enumerate(posterior.weights) if 0.02 < w < 0.98]
+    modes = np.stack([posterior.assign(chain) for chain in x])
+    indicators = np.stack([modes == j for j in alive], axis=-1).astype(float)
+    ess = np.asarray(az.ess(az.convert_to_dataset({"mode": indicators}))["mode"]).min()
+    rhat = float(np.max(az.rhat(az.convert_to_dataset({"x": x}))["x"]))
+    value, error = rtk.log_evidence(mcmc)
+    report = rtk.diagnose(mcmc)
+    shift = np.abs((flat.mean(axis=0) - posterior.mean) / posterior.sd).max()
+    ratio = flat.std(axis=0) / posterior.sd
+    total = evals(draws)
+    print(
+        f"d = {dim}, {observed} measured with sd {sd}, {len(alive)} modes: TV {tv:.3f}, "
+        f"mean off {shift:.3f} sd, sd ratio {ratio.min():.3f}-{ratio.max():.3f}, R-hat "
+        f"{rhat:.3f}, log evidence {value:.3f} +- {error:.3f} (true "
+        f"{posterior.log_evidence:.3f}), ESS of modes per 1000 evaluations "
+        f"{1000 * ess / total:.2f}, exchange {report.swap_accept_prob.mean():.2f} (worst "
+        f"{report.swap_accept_prob.min():.2f}), {report.round_trips.mean():.0f} round "
+        f"trips, {total / 1e6:.2f}M evaluations, {seconds:.0f} s",
+        flush=True,
+    )
+
+
+def blocks(num_blocks: int, args) -> None:
+    posterior = block_posterior(num_blocks)
+    truth = posterior.true_shares()
+    draws = 60 if args.quick else 350
+    for seed in range(args.seed, args.seed + args.repeats):
+        mcmc, x, evals, seconds = run(
+            posterior, 80, draws, seed, {"exchange": args.exchange}
+        )
+        curve = []
+        for part in (draws // 8, draws // 4, draws // 2, draws):
+            flat = x[:, :part].reshape(-1, x.shape[-1])
+            error = posterior.block_tv(flat, truth)
+            curve.append(f"{error:.3f} @ {evals(part) / 1e6:.2f}M")
+        value, error = rtk.log_evidence(mcmc)
+        report = rtk.diagnose(mcmc)
+        print(
+            f"B = {num_blocks} (d = {2 * num_blocks}), seed {seed}: block TV "
+            f"{', '.join(curve)}; log evidence {value:.2f} +- {error:.2f} (true "
+            f"{posterior.log_evidence:.2f}), exchange "
+            f"{report.swap_accept_prob.mean():.2f} (worst "
+            f"{report.swap_accept_prob.min():.2f}), {seconds:.0f} s",
+            flush=True,
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--dims", type=int, nargs="*", default=[2, 10, 50])
+    parser.add_argument("--blocks", type=int, nargs="*", default=[6, 16, 32])
+    parser.add_argument("--exchange", default="rtk", choices=["rtk", "swap"])
+    parser.add_argument("--repeats", type=int, default=1, help="seeds of part 2")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(f"jax {jax.__version__}, numpyro {numpyro.__version__}, {args}")
+    for dim in args.dims:
+        handful(dim, max(1, dim // 10), 0.15, args)
+    for num_blocks in args.blocks:
+        blocks(num_blocks, args)
+
+
+if __name__ == "__main__":
+    main()
