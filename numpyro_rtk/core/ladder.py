@@ -140,7 +140,7 @@ def add_sweep(
         tried.reshape(tried.shape + (1,) * (x.ndim - 2)) & jnp.isfinite(x), x, 0.0
     )
     e, u, s = map(clean, (info.residual, info.upper, info.upper_score))
-    down, up = bridge_terms(info.down_work, info.up_work, centre)
+    down, up = bridge_terms(info.down_work, info.up_work, centre[None])
     dot = lambda p, q: jnp.sum(p * q, axis=(0, 2))
     new = Tally(
         count=jnp.sum(one, axis=0),
@@ -263,7 +263,7 @@ def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     ss = inner(tally.sum_ss, s, s) * s_unit**2
     eu = inner(tally.sum_eu, e, u) * x_unit
     es = inner(tally.sum_es, e, s) * s_unit
-    trust = n / (n + _PRIOR_COUNT)
+    trust = tally.count / (tally.count + _PRIOR_COUNT)
     ridge = 1e-3
     determinant = uu * ss * (1.0 + ridge) ** 2 - us**2
     change_x = trust * (eu * ss * (1.0 + ridge) - es * us) / determinant
@@ -305,7 +305,7 @@ def _shrunk(covariance: jax.Array, count: jax.Array) -> jax.Array:
     variance = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 1e-12)
     sd = jnp.sqrt(variance)
     correlation = covariance / (sd[:, :, None] * sd[:, None, :])
-    off = 1.0 - jnp.eye(dim, dtype=covariance.dtype)
+    off = 1.0 - jnp.eye(dim, dtype=covariance.dtype)[None]
     observed = jnp.sum(jnp.square(correlation) * off, axis=(-2, -1))
     spurious = dim * (dim - 1.0) / jnp.maximum(count, 1.0)
     keep = jnp.clip(1.0 - spurious / jnp.maximum(observed, 1e-12), 0.0, 1.0)
@@ -374,7 +374,7 @@ def _definite(matrices: jax.Array) -> jax.Array:
     """With the little on the diagonal that a Cholesky root in float32 needs."""
     dim = matrices.shape[-1]
     mean = jnp.trace(matrices, axis1=-2, axis2=-1) / dim
-    eye = jnp.eye(dim, dtype=matrices.dtype)
+    eye = jnp.eye(dim, dtype=matrices.dtype)[None]
     return matrices + (1e-5 * mean + 1e-12)[..., None, None] * eye
 
 
@@ -390,7 +390,7 @@ def _roots(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     def column(j, carry):
         rest, root = carry
         pivot = jnp.sqrt(jnp.maximum(rest[:, j, j], 1e-30))[:, None]
-        new = jnp.where(index >= j, rest[:, :, j] / pivot, 0.0)
+        new = jnp.where(index[None] >= j, rest[:, :, j] / pivot, 0.0)
         rest = rest - new[:, :, None] * new[:, None, :]
         return rest, root.at[:, :, j].set(new)
 
@@ -398,7 +398,7 @@ def _roots(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def row(j, inverse):
         known = jnp.einsum("kb,kbc->kc", root[:, j, :], inverse)  # rows above j
-        new = (jnp.where(index == j, 1.0, 0.0) - known) / root[:, j, j][:, None]
+        new = (jnp.where(index == j, 1.0, 0.0)[None] - known) / root[:, j, j][:, None]
         return inverse.at[:, j, :].set(new)
 
     inverse = jax.lax.fori_loop(0, dim, row, jnp.zeros_like(matrices))

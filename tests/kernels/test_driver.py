@@ -211,6 +211,16 @@ def test_score_gives_one_array_of_the_event_shape():
     assert kernel.model is None
 
 
+def test_predictor_decides_whether_there_are_weights():
+    plain = rtk.RTKMALA(score=MIXTURE)
+    assert plain.guarantee.startswith("approximate")
+    assert "log_weight" not in plain.default_fields
+    weighted = rtk.RTKMALA(score=MIXTURE, predictor="gaussian")
+    assert weighted.guarantee.startswith("weighted")
+    assert "log_weight" in weighted.default_fields
+    assert rtk.RTKMALA(score=MIXTURE, corrected=True).guarantee.startswith("exact")
+
+
 def test_raw_model_draws_have_weights():
     mcmc = make_mcmc(rtk.RTKMALA(model, **SMALL, corrected=False))
     mcmc.run(jr.key(0), DATA)

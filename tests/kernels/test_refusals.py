@@ -48,6 +48,21 @@ CONSTRUCTION = {
         TypeError,
         "`num_segments` must be an integer; got 2.5",
     ),
+    "predictor": (
+        lambda: rtk.RTKMALA(score=MIXTURE, predictor="euler"),
+        ValueError,
+        '`predictor` must be "gaussian" or "multistep"',
+    ),
+    "predictor without a weight": (
+        lambda: rtk.RTKMALA(model, predictor="multistep"),
+        ValueError,
+        '`predictor` must be "gaussian" with `model=`',
+    ),
+    "predictor without a density": (
+        lambda: rtk.RTKMALA(score=MIXTURE, corrected=True, predictor="multistep"),
+        ValueError,
+        '`predictor` must be "gaussian" with `model=`',
+    ),
     "steps": (
         lambda: rtk.RTKMALA(model, num_steps=-1),
         ValueError,

@@ -1,0 +1,202 @@
+"""Warm-up of the replica exchange: what a window's sums turn into."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from numpyro_rtk.core import ladder
+from numpyro_rtk.core.exchange import SweepInfo
+from numpyro_rtk.noise import log_snr_ladder
+
+K, DIM = 4, 3
+TIMES = log_snr_ladder(K)
+ZERO = jnp.zeros((1, 1, DIM))
+
+
+def settings(times=TIMES, dim=DIM):
+    k = len(times) - 1
+    return ladder.first_settings(
+        jnp.asarray(times, jnp.float32),
+        jnp.float32(0.1),
+        jnp.full((k, dim), 0.7),
+        jnp.full((k, dim), 4.0),
+        0.5,
+    )
+
+
+def tally_of(current, key, n, factor_x, factor_s, shift, root):
+    """The sums of n chains whose lower states are linear in u and its score."""
+    edges = ladder.edges_of(current)
+    keys = jr.split(key, 3)
+    upper, score, noise = (jr.normal(k, (n, K, DIM)) for k in keys)
+    upper = upper + 0.4  # not centred: the shift must not be mistaken for a factor
+    a, v = edges.a[None, :, None], edges.v[None, :, None]
+    width = jnp.sqrt(v) / a
+    mean = factor_x * upper / a + factor_s * v / a * score + width * jnp.asarray(shift)
+    lower = mean + width * jnp.einsum("ab,nkb->nka", root, noise)
+    start = (
+        edges.mean_x[None, :, None] * upper
+        + edges.mean_score[None, :, None] * score
+        + edges.shift[None]
+    )
+    info = SweepInfo(
+        local_accept_prob=jnp.full((n, K), 0.6),
+        swap_accept_prob=jnp.full((n, K), 0.4),
+        down_work=jnp.full((n, K), 1.0),
+        up_work=jnp.full((n, K), 1.0),
+        residual=lower - start,
+        upper=upper,
+        upper_score=score,
+        is_diverging=jnp.zeros(n, bool),
+    )
+    empty = ladder.empty_tally(K, DIM, jnp.float32)
+    return ladder.add_sweep(empty, info, 2.0 * score, current.centre)
+
+
+def test_starts_are_the_regression_of_the_lower_states(key):
+    """n = 20,000: the estimates' standard errors are below .01 in these units."""
+    root = jnp.array([[0.5, 0.0, 0.0], [0.3, 0.4, 0.0], [0.0, -0.2, 0.6]])
+    shift, current = jnp.array([0.2, -0.1, 0.0]), settings()
+    for k in jr.split(key, 3):  # the covariance settles once the factors have
+        tally = tally_of(current, k, 20_000, 0.9, 1.2, shift[None, None], root)
+        current = ladder.next_settings(current, tally, move_levels=False)
+    np.testing.assert_allclose(current.mean_x, 0.9, atol=0.03)
+    np.testing.assert_allclose(current.mean_score, 1.2, atol=0.03)
+    np.testing.assert_allclose(current.shift, np.tile(shift, (K, 1)), atol=0.05)
+    expected = np.tile(root @ root.T, (K, 1, 1))
+    np.testing.assert_allclose(current.covariance, expected, atol=0.03)
+    product = np.einsum("kab,kcb->kac", current.root, current.root)
+    np.testing.assert_allclose(product, expected, atol=0.03)
+
+
+def test_local_spread_is_the_inverse_curvature(key):
+    """Scores of covariance 4 I: a spread of 1 / 2, as a root of it."""
+    current = settings()
+    tally = tally_of(current, key, 20_000, 1.0, 1.0, ZERO, jnp.eye(DIM))
+    current = ladder.next_settings(current, tally, move_levels=False)
+    spread = np.einsum("kab,kcb->kac", current.scale, current.scale)
+    np.testing.assert_allclose(
+        spread, np.tile(0.25 * np.eye(DIM), (K, 1, 1)), atol=0.02
+    )
+
+
+def test_edges_put_the_widths_in():
+    current = settings()
+    edges = ladder.edges_of(current)
+    np.testing.assert_allclose(edges.a, np.exp(-np.diff(TIMES)), rtol=1e-5)
+    np.testing.assert_allclose(edges.v, 1.0 - np.exp(-2.0 * np.diff(TIMES)), rtol=1e-4)
+    identity = np.einsum("kab,kbc->kac", edges.root, edges.inverse_root)
+    np.testing.assert_allclose(identity, np.tile(np.eye(DIM), (K, 1, 1)), atol=1e-5)
+    np.testing.assert_allclose(
+        edges.log_det, np.linalg.slogdet(np.asarray(edges.root))[1], rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("dim", [1, 3, 20])
+def test_roots_are_cholesky_roots(dim):
+    rng = np.random.default_rng(0)
+    matrices = rng.normal(size=(5, dim, dim))
+    matrices = matrices @ np.swapaxes(matrices, 1, 2) + 0.1 * np.eye(dim)
+    root, inverse = ladder._roots(jnp.asarray(matrices, jnp.float32))
+    np.testing.assert_allclose(root, np.linalg.cholesky(matrices), atol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(inverse) @ np.asarray(root),
+        np.tile(np.eye(dim), (5, 1, 1)),
+        atol=1e-4,
+    )
+
+
+def test_spurious_correlations_are_dropped_and_real_ones_kept():
+    """40 independent coordinates, 100 draws; then two that go together."""
+    rng = np.random.default_rng(1)
+    draws = rng.normal(size=(100, 40))
+    off = ~np.eye(40, dtype=bool)
+
+    def shrunk(x):
+        covariance = jnp.asarray(x.T @ x / len(x), jnp.float32)[None]
+        return np.asarray(ladder._shrunk(covariance, jnp.float32(len(x)))[0])
+
+    before = np.sqrt(np.mean(np.square(draws.T @ draws / 100)[off]))
+    after = np.sqrt(np.mean(np.square(shrunk(draws))[off]))
+    assert after < 0.4 * before
+    together = rng.normal(size=(4000, 2)) @ np.array([[1.0, 0.9], [0.0, 0.4]])
+    np.testing.assert_allclose(
+        shrunk(together), together.T @ together / 4000, rtol=0.01
+    )
+
+
+def test_levels_move_to_equal_rejection():
+    """Rejection as the square of a width in an uneven measure of noise; 4 windows."""
+    times = jnp.asarray(log_snr_ladder(8), jnp.float32)
+    current = settings(times)
+
+    def rejection(times):
+        place = np.arctan(3.0 * np.sqrt(np.expm1(2.0 * np.asarray(times))))
+        return 6.0 * np.diff(place) ** 2
+
+    before = rejection(current.times)
+    for _ in range(4):
+        empty = ladder.empty_tally(8, DIM, jnp.float32)
+        count = jnp.full(8, 100.0)
+        rates = jnp.asarray(rejection(current.times), jnp.float32)
+        tally = empty._replace(count=count, rejection=rates * count)
+        current = ladder.next_settings(current, tally)
+    after = rejection(current.times)
+    assert before.max() / before.min() > 20.0
+    assert after.max() / after.min() < 2.0
+    assert current.times[0] == 0.0
+    np.testing.assert_allclose(current.times[-1], times[-1])
+    assert np.all(np.diff(current.times) > 0.0)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(current))
+
+
+def test_an_empty_window_changes_nothing():
+    current = settings()
+    empty = ladder.empty_tally(K, DIM, jnp.float32)
+    after = ladder.next_settings(current, empty, move_levels=False)
+    jax.tree.map(
+        lambda new, old: np.testing.assert_allclose(new, old, rtol=1e-3, atol=1e-4),
+        after,
+        current,
+    )
+
+
+def test_edges_that_were_not_tried_do_not_count(key):
+    current = settings()
+    tally = tally_of(current, key, 50, 1.0, 1.0, ZERO, jnp.eye(DIM))
+    nothing = jnp.full((2, K), jnp.nan)
+    vectors = jnp.full((2, K, DIM), jnp.nan)
+    info = SweepInfo(
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        vectors,
+        vectors,
+        vectors,
+        jnp.zeros(2, bool),
+    )
+    after = ladder.add_sweep(tally, info, jnp.zeros((2, K, DIM)), current.centre)
+    for name in ("count", "rejection", "sum_e", "sum_ee", "sum_us", "bridge_down"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(tally, name))
+
+
+def test_bridge_centre_steps_to_the_log_ratio(key):
+    """Normal works with E[e^W] = e: of mean 1 - s**2 / 2 down and 1 + s**2 / 2 up."""
+    n, sd, current = 20_000, 1.3, settings()
+    keys = jr.split(key)
+    down = 1.0 - sd**2 / 2 + sd * jr.normal(keys[0], (n, K))
+    up = 1.0 + sd**2 / 2 + sd * jr.normal(keys[1], (n, K))
+    tally = tally_of(current, key, 50, 1.0, 1.0, ZERO, jnp.eye(DIM))
+    for _ in range(3):
+        terms = ladder.bridge_terms(down, up, current.centre[None])
+        tally = tally._replace(
+            count=jnp.full(K, float(n)),
+            bridge_down=jnp.sum(terms[0], axis=0),
+            bridge_up=jnp.sum(terms[1], axis=0),
+        )
+        current = current._replace(centre=ladder._fit_centre(current, tally))
+    # the bridge's standard error is below .012
+    np.testing.assert_allclose(current.centre, 1.0, atol=0.06)
