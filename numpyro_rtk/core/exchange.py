@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk.core.annealed import Path, log_reference
-from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.inner import InnerSampler, stretch
 from numpyro_rtk.core.segment import (
     Evaluation,
     Segment,
@@ -58,7 +58,8 @@ class Edges(NamedTuple):
     """The edges of the ladder, lowest first; leading axis K.
 
     The start of an exchange is Gaussian with mean ``mean_x * x + mean_score * score +
-    shift`` and covariance ``root @ root.T``.
+    shift`` and covariance ``root @ root.T``; a root is a matrix ``(K, dim, dim)`` or, where
+    the covariance is diagonal, ``(K, dim)``.
 
     Attributes:
         a: signal kept by the noising of the edge.
@@ -66,7 +67,7 @@ class Edges(NamedTuple):
         mean_x: factor of the upper state, ``(K,)``.
         mean_score: factor of its score, ``(K,)``.
         shift: ``(K, dim)``.
-        root: root of the start's covariance, ``(K, dim, dim)``.
+        root: root of the start's covariance.
         inverse_root: its inverse.
         log_det: log determinant of the root, ``(K,)``.
     """
@@ -325,7 +326,7 @@ def _reverse_steps(path, plan, inner, index, edges, num_steps):
 
 def _propose(edge, x_low, x_high, score_high, noise_down, noise_up):
     """The start given the upper state, and the lower state with noise."""
-    z = start_mean(edge, x_high, score_high) + edge.root @ noise_down
+    z = start_mean(edge, x_high, score_high) + stretch(edge.root, noise_down)
     return z, edge.a * x_low + jnp.sqrt(edge.v) * noise_up
 
 
@@ -341,9 +342,8 @@ def start_mean(edge: Edges, x: jax.Array, score: jax.Array) -> jax.Array:
 def work(edge, z, x, at_z: Evaluation, at_x: Evaluation) -> jax.Array:
     """Work of the path from ``x`` down to ``z``; the factors of 2 pi cancel."""
     noising = jnp.sum(jnp.square(x - edge.a * z)) / edge.v
-    start = jnp.sum(
-        jnp.square(edge.inverse_root @ (z - start_mean(edge, x, at_x.score)))
-    )
+    residual = z - start_mean(edge, x, at_x.score)
+    start = jnp.sum(jnp.square(stretch(edge.inverse_root, residual)))
     volume = edge.log_det - 0.5 * x.size * jnp.log(edge.v)
     return at_z.log_density - at_x.log_density - 0.5 * (noising - start) + volume
 

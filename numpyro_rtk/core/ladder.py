@@ -8,6 +8,9 @@ it is pure and frozen after warm-up, so the chain is a Markov chain from then on
 arXiv 1905.02939). *Starts*: :math:`x_{k-1}` is regressed on
 the noised u and its score, which gives the mean's two factors, its shift and the
 covariance. *Local spreads*: a root of :math:`E[s s^T]^{-1}`, the inverse mean curvature.
+
+Covariances and their roots are matrices ``(K, dim, dim)``, or diagonals ``(K, dim)``; which
+of them follows from the first settings.
 """
 
 from typing import NamedTuple
@@ -48,10 +51,10 @@ class LadderAdapt(NamedTuple):
         mean_x: factor of ``x / a`` in the start's mean, ``(K,)``.
         mean_score: factor of ``v / a * score``, ``(K,)``.
         shift: in units of ``sqrt(v) / a``, ``(K, dim)``.
-        covariance: of the start, in units of ``v / a**2``, ``(K, dim, dim)``.
+        covariance: of the start, in units of ``v / a**2``.
         root: its lower root.
         inverse_root: the inverse of that.
-        curvature: ``E[s s^T]`` of every level below the top, ``(K, dim, dim)``.
+        curvature: ``E[s s^T]`` of every level below the top.
         scale: a root of its inverse.
         centre: C of each edge's bridge, ``(K,)``.
     """
@@ -99,11 +102,11 @@ class Tally(NamedTuple):
     num_states: jax.Array
 
 
-def empty_tally(num_levels: int, dim: int, dtype) -> Tally:
-    """Zeros for K = ``num_levels`` edges."""
-    scalar = jnp.zeros(num_levels, dtype)
-    vector = jnp.zeros((num_levels, dim), dtype)
-    matrix = jnp.zeros((num_levels, dim, dim), dtype)
+def empty_tally(settings: LadderAdapt) -> Tally:
+    """Zeros for the edges of these settings."""
+    scalar = jnp.zeros_like(settings.mean_x)
+    vector = jnp.zeros_like(settings.shift)
+    matrix = jnp.zeros_like(settings.covariance)
     return Tally(
         count=scalar,
         rejection=scalar,
@@ -119,7 +122,7 @@ def empty_tally(num_levels: int, dim: int, dtype) -> Tally:
         bridge_down=scalar,
         bridge_up=scalar,
         sum_scores=matrix,
-        num_states=jnp.zeros((), dtype),
+        num_states=jnp.zeros((), scalar.dtype),
     )
 
 
@@ -142,13 +145,14 @@ def add_sweep(
     e, u, s = map(clean, (info.residual, info.upper, info.upper_score))
     down, up = bridge_terms(info.down_work, info.up_work, centre[None])
     dot = lambda p, q: jnp.sum(p * q, axis=(0, 2))
+    squares = "cka,cka->ka" if tally.sum_ee.ndim == 2 else "cka,ckb->kab"
     new = Tally(
         count=jnp.sum(one, axis=0),
         rejection=jnp.sum(clean(1.0 - info.swap_accept_prob), axis=0),
         sum_e=jnp.sum(e, axis=0),
         sum_u=jnp.sum(u, axis=0),
         sum_s=jnp.sum(s, axis=0),
-        sum_ee=jnp.einsum("cka,ckb->kab", e, e),
+        sum_ee=jnp.einsum(squares, e, e),
         sum_eu=dot(e, u),
         sum_es=dot(e, s),
         sum_uu=dot(u, u),
@@ -156,7 +160,7 @@ def add_sweep(
         sum_ss=dot(s, s),
         bridge_down=jnp.sum(clean(down), axis=0),
         bridge_up=jnp.sum(clean(up), axis=0),
-        sum_scores=jnp.einsum("cka,ckb->kab", scores, scores),
+        sum_scores=jnp.einsum(squares, scores, scores),
         num_states=jnp.asarray(scores.shape[0], scores.dtype),
     )
     return jax.tree.map(jnp.add, tally, new)
@@ -168,6 +172,8 @@ def first_settings(
     start_variance: jax.Array,
     curvature: jax.Array,
     step_size: float,
+    *,
+    dense: bool = True,
 ) -> LadderAdapt:
     """Before any sweep: Tweedie's mean and an analytic diagonal covariance.
 
@@ -177,11 +183,12 @@ def first_settings(
         start_variance: of each edge, in units of ``v / a**2``, ``(K, dim)``.
         curvature: mean squared score of levels 0 to K - 1, ``(K, dim)``.
         step_size: of the local moves.
+        dense: whether covariances are matrices.
     """
     num_levels, dim = start_variance.shape
     one = jnp.ones(num_levels, start_variance.dtype)
     steps = step_size * one
-    matrices = jax.vmap(jnp.diag)
+    matrices = jax.vmap(jnp.diag) if dense else (lambda rows: rows)
     return LadderAdapt(
         times=times,
         likelihood_variance=likelihood_variance,
@@ -205,17 +212,16 @@ def edges_of(settings: LadderAdapt) -> Edges:
     v = -jnp.expm1(2.0 * (t[:-1] - t[1:]))
     width = jnp.sqrt(v) / a
     dim = settings.shift.shape[1]
-    log_det = jnp.sum(
-        jnp.log(jnp.diagonal(settings.root, axis1=-2, axis2=-1)), axis=-1
-    ) + dim * jnp.log(width)
+    log_det = jnp.sum(jnp.log(_diagonal(settings.root)), axis=-1) + dim * jnp.log(width)
+    wide = _like(width, settings.root)
     return Edges(
         a=a,
         v=v,
         mean_x=settings.mean_x / a,
         mean_score=settings.mean_score * v / a,
         shift=settings.shift * width[:, None],
-        root=settings.root * width[:, None, None],
-        inverse_root=settings.inverse_root / width[:, None, None],
+        root=settings.root * wide,
+        inverse_root=settings.inverse_root / wide,
         log_det=log_det,
     )
 
@@ -272,10 +278,11 @@ def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     change_x, change_s = (jnp.where(usable, c, 0.0) for c in (change_x, change_s))
     shift = e - (change_x * x_unit)[:, None] * u - (change_s * s_unit)[:, None] * s
     width = jnp.sqrt(edges.v) / edges.a
-    around = tally.sum_ee / n[:, None, None] - e[:, :, None] * e[:, None, :]
+    product = e**2 if tally.sum_ee.ndim == 2 else e[:, :, None] * e[:, None, :]
+    around = tally.sum_ee / _like(n, tally.sum_ee) - product
     # the factors' own share is still in `around`; the next window sees it gone
-    seen = _shrunk(around / jnp.square(width)[:, None, None], n)
-    weight = trust[:, None, None]
+    seen = _shrunk(around / _like(jnp.square(width), around), n)
+    weight = _like(trust, around)
     return settings._replace(
         mean_x=settings.mean_x + change_x,
         mean_score=settings.mean_score + change_s,
@@ -301,6 +308,8 @@ def _shrunk(covariance: jax.Array, count: jax.Array) -> jax.Array:
     nats. The factor is the one of least expected squared error (Schafer & Strimmer,
     *Statistical Applications in Genetics and Molecular Biology*, 2005).
     """
+    if covariance.ndim == 2:
+        return covariance
     dim = covariance.shape[-1]
     variance = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 1e-12)
     sd = jnp.sqrt(variance)
@@ -363,6 +372,10 @@ def _between(rows: jax.Array, index: jax.Array) -> jax.Array:
 
 def _factorise(settings: LadderAdapt) -> LadderAdapt:
     """Roots of the covariances."""
+    if settings.covariance.ndim == 2:
+        root = jnp.sqrt(jnp.maximum(settings.covariance, 1e-12))
+        scale = jax.lax.rsqrt(jnp.maximum(settings.curvature, 1e-12))
+        return settings._replace(root=root, inverse_root=1.0 / root, scale=scale)
     root, inverse_root = _roots(_definite(settings.covariance))
     _, inverse = _roots(_definite(settings.curvature))
     return settings._replace(
@@ -403,3 +416,14 @@ def _roots(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     inverse = jax.lax.fori_loop(0, dim, row, jnp.zeros_like(matrices))
     return root, inverse
+
+
+def _diagonal(matrices: jax.Array) -> jax.Array:
+    if matrices.ndim == 2:
+        return matrices
+    return jnp.diagonal(matrices, axis1=-2, axis2=-1)
+
+
+def _like(scalars: jax.Array, matrices: jax.Array) -> jax.Array:
+    """``(K,)`` with as many axes as the covariances have."""
+    return scalars.reshape((-1,) + (1,) * (matrices.ndim - 1))

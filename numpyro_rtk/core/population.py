@@ -15,7 +15,7 @@ import jax.random as jr
 
 from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.core.exchange import ExchangePlan, start_mean, work
-from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.inner import InnerSampler, stretch
 from numpyro_rtk.core.segment import Evaluation
 
 __all__ = ["Population", "population_down"]
@@ -64,7 +64,7 @@ def population_down(
         key_start, key_choose, key_move = jr.split(key, 3)
         noise = jr.normal(key_start, x.shape, x.dtype)
         means = jax.vmap(start_mean, in_axes=(None, 0, 0))(edge, x, upper.score)
-        z = means + noise @ edge.root.T
+        z = means + jax.vmap(stretch, in_axes=(None, 0))(edge.root, noise)
         at_z = jax.vmap(path, in_axes=(0, None))(z, level)
         works = jax.vmap(work, in_axes=(None, 0, 0, 0, 0))(edge, z, x, at_z, upper)
         works = jnp.where(jnp.isnan(works), -jnp.inf, works)

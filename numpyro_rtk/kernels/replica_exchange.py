@@ -51,6 +51,8 @@ __all__ = ["ExchangeAdapt", "ExchangeState", "RTKReplicaExchange"]
 # The pilot that chooses the likelihood's variance c, on the standardised scale.
 _VARIANCE_GRID = np.geomspace(1e-4, 10.0, 11)
 _PILOT_PARTICLES = 64
+# Beyond this many dimensions matrices would cost more than they gain; see `dense`.
+_LARGEST_DENSE = 128
 # Windows of warm-up end at these fractions of it; the levels stay after the third.
 _WINDOW_ENDS = (0.06, 0.16, 0.36, 0.76)
 _LAST_MOVE = 0.37
@@ -154,6 +156,8 @@ class RTKReplicaExchange(PathKernel):
         step_size: of the local moves; None adapts one per level.
         target_accept_prob: aim of that adaptation.
         friction: of ``"uld"``.
+        dense: whether warm-up adapts full covariances (as ``dense_mass`` of NUTS does) or
+            their diagonals; None: full ones up to 128 dimensions.
         path: see :class:`RTKMALA`.
 
     Raises:
@@ -183,6 +187,7 @@ class RTKReplicaExchange(PathKernel):
         step_size: float | None = None,
         target_accept_prob: float = 0.65,
         friction: float = 2.0,
+        dense: bool | None = None,
         path: str | None = None,
     ):
         for name, value, allowed in (
@@ -219,6 +224,7 @@ class RTKReplicaExchange(PathKernel):
         self._num_inner_steps = num_inner_steps
         self._exchange = exchange
         self._adapt_ladder = adapt_ladder
+        self._dense = dense
         self._step_size = step_size
         self._target_accept_prob = target_accept_prob
 
@@ -300,7 +306,7 @@ class RTKReplicaExchange(PathKernel):
     def _first_adapt(self, key, args, kwargs) -> ExchangeAdapt:
         key_prior, key_moment, key_pilot = jr.split(key, 3)
         loc, scale = self._problem.ordinary_location(key_prior, args, kwargs)
-        dim, num_levels = self._problem.dim, self._num_levels
+        dim = self._problem.dim
         bound = self._problem.bind(args, kwargs, loc, scale)
         moment = paths.calibrate(key_moment, bound.base, self._times, dim)
         dtype = moment.dtype
@@ -317,10 +323,11 @@ class RTKReplicaExchange(PathKernel):
             variance * jnp.square(a)[:, None] / v[:, None],
             moment[:-1],
             step_size,
+            dense=dim <= _LARGEST_DENSE if self._dense is None else self._dense,
         )
         adapt = ExchangeAdapt(
             settings=settings,
-            tally=empty_tally(num_levels, dim, dtype),
+            tally=empty_tally(settings),
             loc=loc,
             scale=scale,
             moments=Moments(
@@ -353,12 +360,11 @@ class RTKReplicaExchange(PathKernel):
             variance = grid[jnp.argmin(hardness)]
         chosen = population(key, variance)
         scores = chosen.evaluation.score[:-1]
-        curvature = jnp.einsum("kna,knb->kab", scores, scores) / scores.shape[1]
-        diagonal = jnp.diagonal(curvature, axis1=-2, axis2=-1)
-        # few particles see little of the off-diagonal: half of it
-        dim = scores.shape[-1]
-        eye = jnp.eye(dim, dtype=scores.dtype)
-        curvature = 0.5 * curvature + 0.5 * eye * diagonal[..., None]
+        curvature = jnp.mean(jnp.square(scores), axis=1)
+        if adapt.settings.curvature.ndim == 3:
+            # few particles see little of the off-diagonal: half of it
+            full = jnp.einsum("kna,knb->kab", scores, scores) / scores.shape[1]
+            curvature = 0.5 * full + 0.5 * jax.vmap(jnp.diag)(curvature)
         centre = jax.nn.logsumexp(chosen.work, axis=1) - np.log(_PILOT_PARTICLES)
         settings = adapt.settings._replace(
             likelihood_variance=variance,
@@ -509,7 +515,8 @@ class RTKReplicaExchange(PathKernel):
         down, up = (jnp.nanmean(t, axis=0) for t in terms)
         is_kept = state.i >= self._num_warmup
         sums = jnp.where(is_kept, state.bridge_sums + jnp.stack([down, up]), 0.0)
-        estimate = jnp.sum(settings.centre + jnp.log(sums[0]) - jnp.log(sums[1]))
+        log_down, log_up = jnp.log(jnp.maximum(sums, 1e-30))
+        estimate = jnp.sum(settings.centre + log_down - log_up)
         before_warmup = jnp.sum(settings.centre)
         new = state._replace(
             i=state.i + 1,
@@ -540,11 +547,19 @@ class RTKReplicaExchange(PathKernel):
         return jax.lax.cond(iteration < self._num_warmup, learn, lambda: adapt)
 
     def _learn(self, adapt: ExchangeAdapt, iteration, info, scores, draws):
-        tally = adapt.tally
-        for i in range(2 * self._num_sweeps):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i], info)
-            tally = add_sweep(tally, one, scores[i], adapt.settings.centre)
         settings = adapt.settings
+        # a few wild scores of a learned network must not set the scale of all
+        curvature = settings.curvature
+        if curvature.ndim == 3:
+            curvature = jnp.diagonal(curvature, axis1=-2, axis2=-1)
+        spread = jnp.sqrt(curvature)
+        scores = jnp.clip(scores, -10.0 * spread, 10.0 * spread)
+
+        def add(tally, inputs):
+            sweeps, states = inputs
+            return add_sweep(tally, sweeps, states, settings.centre), None
+
+        tally, _ = jax.lax.scan(add, adapt.tally, (info, scores))
         if self._step_size is None:
             steps = adapt_step_size(
                 settings.steps,
@@ -558,9 +573,11 @@ class RTKReplicaExchange(PathKernel):
         adapt = adapt._replace(settings=settings, tally=tally)
         if self._problem.num_ordinary:
             values = jax.vmap(self._problem.ordinary_values)(draws)
-            moments = adapt.moments
-            for chain in range(values.shape[0]):
-                moments = add_draw(moments, values[chain])
+            moments, _ = jax.lax.scan(
+                lambda moments, value: (add_draw(moments, value), None),
+                adapt.moments,
+                values,
+            )
             adapt = adapt._replace(moments=moments)
         ends = self._window_ends()
         if not ends:

@@ -15,7 +15,7 @@ TIMES = log_snr_ladder(K)
 ZERO = jnp.zeros((1, 1, DIM))
 
 
-def settings(times=TIMES, dim=DIM):
+def settings(times=TIMES, dim=DIM, dense=True):
     k = len(times) - 1
     return ladder.first_settings(
         jnp.asarray(times, jnp.float32),
@@ -23,6 +23,7 @@ def settings(times=TIMES, dim=DIM):
         jnp.full((k, dim), 0.7),
         jnp.full((k, dim), 4.0),
         0.5,
+        dense=dense,
     )
 
 
@@ -51,7 +52,7 @@ def tally_of(current, key, n, factor_x, factor_s, shift, root):
         upper_score=score,
         is_diverging=jnp.zeros(n, bool),
     )
-    empty = ladder.empty_tally(K, DIM, jnp.float32)
+    empty = ladder.empty_tally(current)
     return ladder.add_sweep(empty, info, 2.0 * score, current.centre)
 
 
@@ -69,6 +70,26 @@ def test_starts_are_the_regression_of_the_lower_states(key):
     np.testing.assert_allclose(current.covariance, expected, atol=0.03)
     product = np.einsum("kab,kcb->kac", current.root, current.root)
     np.testing.assert_allclose(product, expected, atol=0.03)
+
+
+def test_diagonal_settings_are_the_diagonals_of_dense_ones(key):
+    """Independent coordinates: the same factors, variances, spreads and volumes."""
+    root, shift = jnp.diag(jnp.array([0.5, 0.4, 0.8])), jnp.full((1, 1, DIM), 0.2)
+    found = {}
+    for dense in (True, False):
+        current = settings(dense=dense)
+        for k in jr.split(key):
+            tally = tally_of(current, k, 20_000, 0.9, 1.2, shift, root)
+            current = ladder.next_settings(current, tally)
+        found[dense] = current, ladder.edges_of(current)
+    (full, full_edges), (diagonal, edges) = found[True], found[False]
+    assert diagonal.root.shape == diagonal.scale.shape == (K, DIM)
+    take = lambda matrices: np.diagonal(matrices, axis1=1, axis2=2)
+    for name in ("covariance", "root", "inverse_root", "scale"):
+        got, there = getattr(diagonal, name), take(getattr(full, name))
+        np.testing.assert_allclose(got, there, rtol=0.02)
+    np.testing.assert_allclose(edges.root, take(full_edges.root), rtol=0.02)
+    np.testing.assert_allclose(edges.log_det, full_edges.log_det, atol=0.02)
 
 
 def test_local_spread_is_the_inverse_curvature(key):
@@ -138,7 +159,7 @@ def test_levels_move_to_equal_rejection():
 
     before = rejection(current.times)
     for _ in range(4):
-        empty = ladder.empty_tally(8, DIM, jnp.float32)
+        empty = ladder.empty_tally(current)
         count = jnp.full(8, 100.0)
         rates = jnp.asarray(rejection(current.times), jnp.float32)
         tally = empty._replace(count=count, rejection=rates * count)
@@ -154,7 +175,7 @@ def test_levels_move_to_equal_rejection():
 
 def test_an_empty_window_changes_nothing():
     current = settings()
-    empty = ladder.empty_tally(K, DIM, jnp.float32)
+    empty = ladder.empty_tally(current)
     after = ladder.next_settings(current, empty, move_levels=False)
     jax.tree.map(
         lambda new, old: np.testing.assert_allclose(new, old, rtol=1e-3, atol=1e-4),

@@ -189,6 +189,7 @@ def test_gibbs_block_beside_nuts_has_the_exact_posterior():
 EXCHANGES = [
     pytest.param({}, id="mala"),
     slow({"inner": "uld"}, name="uld"),
+    slow({"dense": False}, name="diagonal"),
     slow({"num_inner_steps": 1}, name="inner steps"),
     slow({"exchange": "swap"}, name="swap"),
 ]
