@@ -18,6 +18,16 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Drop what a module compiled: a process may map 65,530 regions, and they add up.
+
+    Beyond that (some 700 tests) XLA dies of a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key(request):
     """A key of the test's own: the same every day, whatever the order of the tests."""
