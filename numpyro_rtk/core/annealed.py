@@ -58,6 +58,7 @@ __all__ = [
     "Transition",
     "anneal_down",
     "anneal_up",
+    "inner_steps",
     "log_reference",
     "metropolised",
     "num_evals",
@@ -238,7 +239,7 @@ def _descend(key, carry, path, plan, inner, num_steps):
             segment = settings[0]
             start = sample_start(segment, x, upper.score, noise)
             at_start = path(start, low)
-            z, lower, info = _inner_steps(
+            z, lower, info = inner_steps(
                 keys, x, start, at_start, low, settings, path, inner, steps
             )
             log_weight = log_weight - noising_misfit(segment, x, start)
@@ -284,7 +285,7 @@ def anneal_up(
             keys, noise, (low, high), *settings = inputs
             segment = settings[0]
             x = sample_noising(segment, z, noise)
-            start, at_start, info = _inner_steps(
+            start, at_start, info = inner_steps(
                 keys, x, z, lower, low, settings, path, inner, steps
             )
             upper = path(x, high)
@@ -378,7 +379,7 @@ def _steps_ratio(at_start: Evaluation, lower: Evaluation) -> jax.Array:
     return jnp.where(jnp.isneginf(start) & jnp.isneginf(end), 0.0, start - end)
 
 
-def _inner_steps(
+def inner_steps(
     keys: jax.Array,
     x: jax.Array,
     z: jax.Array,
@@ -391,7 +392,8 @@ def _inner_steps(
 ):
     """``steps`` inner steps on the reverse kernel of ``z`` given ``x``.
 
-    ``settings`` are the plan's segment, step size and scale here.
+    ``settings`` are the plan's segment (of which the noising alone is read), step size
+    and scale here; ``keys`` are one for the start and one for each step.
     """
     segment, step_size, scale = settings
     if steps == 0:

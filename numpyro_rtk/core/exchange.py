@@ -32,15 +32,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from numpyro_rtk.core.annealed import Path, log_reference
+from numpyro_rtk.core.annealed import Path, inner_steps, log_reference
 from numpyro_rtk.core.inner import InnerSampler, stretch
-from numpyro_rtk.core.segment import (
-    Evaluation,
-    Segment,
-    reverse_kernel,
-    with_noising,
-    without_noising,
-)
+from numpyro_rtk.core.segment import Evaluation, noising_misfit, sample_noising
 
 __all__ = [
     "Edges",
@@ -303,14 +297,11 @@ def _reverse_steps(path, plan, inner, index, edges, num_steps):
     """Inner steps on the reverse kernels of all pairs; none leaves the point as it is."""
 
     def one(key, edge, level, step_size, scale, x, z, lower):
-        segment = Segment(edge.a, edge.v, edge.mean_x, edge.mean_score, edge.shift)
-        target = reverse_kernel(segment, x, lambda at: path(at, level))
-        keys = jr.split(key, num_steps + 1)
-        state = inner.init(keys[0], z, with_noising(segment, x, z, lower))
-        body = lambda state, key: inner.step(key, state, target, step_size, scale)
-        state, _ = jax.lax.scan(body, state, keys[1:])
-        lower = without_noising(segment, x, state.position, state.evaluation)
-        return state.position, lower
+        keys, settings = jr.split(key, num_steps + 1), (edge, step_size, scale)
+        z, lower, _ = inner_steps(
+            keys, x, z, lower, level, settings, path, inner, num_steps
+        )
+        return z, lower
 
     def steps(key, x, z, lower):
         if num_steps == 0:
@@ -327,7 +318,7 @@ def _reverse_steps(path, plan, inner, index, edges, num_steps):
 def _propose(edge, x_low, x_high, score_high, noise_down, noise_up):
     """The start given the upper state, and the lower state with noise."""
     z = start_mean(edge, x_high, score_high) + stretch(edge.root, noise_down)
-    return z, edge.a * x_low + jnp.sqrt(edge.v) * noise_up
+    return z, sample_noising(edge, x_low, noise_up)
 
 
 def _propose_swap(edge, x_low, x_high, score_high, noise_down, noise_up):
@@ -341,11 +332,11 @@ def start_mean(edge: Edges, x: jax.Array, score: jax.Array) -> jax.Array:
 
 def work(edge, z, x, at_z: Evaluation, at_x: Evaluation) -> jax.Array:
     """Work of the path from ``x`` down to ``z``; the factors of 2 pi cancel."""
-    noising = jnp.sum(jnp.square(x - edge.a * z)) / edge.v
     residual = z - start_mean(edge, x, at_x.score)
-    start = jnp.sum(jnp.square(stretch(edge.inverse_root, residual)))
+    start_misfit = 0.5 * jnp.sum(jnp.square(stretch(edge.inverse_root, residual)))
+    misfit = noising_misfit(edge, x, z) - start_misfit
     volume = edge.log_det - 0.5 * x.size * jnp.log(edge.v)
-    return at_z.log_density - at_x.log_density - 0.5 * (noising - start) + volume
+    return at_z.log_density - at_x.log_density - misfit + volume
 
 
 def _swap_work(edge, z, x, at_z: Evaluation, at_x: Evaluation) -> jax.Array:

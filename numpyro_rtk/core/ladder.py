@@ -20,12 +20,13 @@ import jax.numpy as jnp
 
 from numpyro_rtk.core.adapt import StepSize
 from numpyro_rtk.core.exchange import Edges, SweepInfo, bridge_terms
+from numpyro_rtk.core.segment import noising_between
 
 __all__ = [
     "LadderAdapt",
     "Tally",
     "add_sweep",
-    "barrier",
+    "diagonal_of",
     "edges_of",
     "empty_tally",
     "first_settings",
@@ -208,11 +209,12 @@ def first_settings(
 def edges_of(settings: LadderAdapt) -> Edges:
     """The edges with their widths put in."""
     t = settings.times
-    a = jnp.exp(t[:-1] - t[1:])
-    v = -jnp.expm1(2.0 * (t[:-1] - t[1:]))
+    a, v = noising_between(t[:-1], t[1:])
     width = jnp.sqrt(v) / a
     dim = settings.shift.shape[1]
-    log_det = jnp.sum(jnp.log(_diagonal(settings.root)), axis=-1) + dim * jnp.log(width)
+    log_det = jnp.sum(jnp.log(diagonal_of(settings.root)), axis=-1) + dim * jnp.log(
+        width
+    )
     wide = _like(width, settings.root)
     return Edges(
         a=a,
@@ -224,11 +226,6 @@ def edges_of(settings: LadderAdapt) -> Edges:
         inverse_root=settings.inverse_root / wide,
         log_det=log_det,
     )
-
-
-def barrier(tally: Tally) -> jax.Array:
-    """The communication barrier: rejection rates summed over the edges."""
-    return jnp.sum(_rejection(tally))
 
 
 def next_settings(
@@ -366,7 +363,7 @@ def _between(rows: jax.Array, index: jax.Array) -> jax.Array:
     last = rows.shape[0] - 1
     index = jnp.clip(index, 0.0, float(last))
     low = jnp.clip(jnp.floor(index).astype(int), 0, max(last - 1, 0))
-    part = (index - low).reshape((-1,) + (1,) * (rows.ndim - 1))
+    part = _like(index - low, rows)
     return (1.0 - part) * rows[low] + part * rows[jnp.minimum(low + 1, last)]
 
 
@@ -418,12 +415,13 @@ def _roots(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     return root, inverse
 
 
-def _diagonal(matrices: jax.Array) -> jax.Array:
+def diagonal_of(matrices: jax.Array) -> jax.Array:
+    """The variances ``(K, dim)`` of covariances in either form."""
     if matrices.ndim == 2:
         return matrices
     return jnp.diagonal(matrices, axis1=-2, axis2=-1)
 
 
-def _like(scalars: jax.Array, matrices: jax.Array) -> jax.Array:
-    """``(K,)`` with as many axes as the covariances have."""
-    return scalars.reshape((-1,) + (1,) * (matrices.ndim - 1))
+def _like(scalars: jax.Array, rows: jax.Array) -> jax.Array:
+    """``(K,)`` with as many axes as the rows have."""
+    return scalars.reshape((-1,) + (1,) * (rows.ndim - 1))

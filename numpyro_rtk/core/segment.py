@@ -36,6 +36,7 @@ __all__ = [
     "log_noising",
     "log_start",
     "log_volume_ratio",
+    "noising_between",
     "noising_misfit",
     "paper_segment_between",
     "reverse_kernel",
@@ -78,6 +79,11 @@ class Segment(NamedTuple):
     start_variance: jax.Array
 
 
+def noising_between(t_low: jax.Array, t_high: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``a`` and ``v`` of the noising from ``t_low`` to ``t_high`` (OU time, any shape)."""
+    return jnp.exp(t_low - t_high), -jnp.expm1(2.0 * (t_low - t_high))
+
+
 def segment_between(
     t_low: jax.Array, t_high: jax.Array, second_moment: jax.Array
 ) -> Segment:
@@ -88,8 +94,7 @@ def segment_between(
         t_high: like ``t_low``.
         second_moment: mean squared score at ``t_high`` per coordinate, ``(..., dim)``.
     """
-    a = jnp.exp(t_low - t_high)
-    v = -jnp.expm1(2.0 * (t_low - t_high))
+    a, v = noising_between(t_low, t_high)
     variance = analytic_start_variance(a, v, second_moment, noise_variance(t_low))
     return Segment(a, v, 1.0 / a, v / a, variance)
 
@@ -109,8 +114,7 @@ def paper_segment_between(
             ``t_low``.
         dim: length of a position.
     """
-    a = jnp.exp(t_low - t_high)
-    v = -jnp.expm1(2.0 * (t_low - t_high))
+    a, v = noising_between(t_low, t_high)
     variance = jnp.broadcast_to(
         (0.25 / smoothness)[..., None], (*jnp.shape(smoothness), dim)
     )

@@ -33,6 +33,7 @@ from numpyro_rtk.core.ladder import (
     LadderAdapt,
     Tally,
     add_sweep,
+    diagonal_of,
     edges_of,
     empty_tally,
     first_settings,
@@ -40,11 +41,11 @@ from numpyro_rtk.core.ladder import (
 )
 from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.population import population_down
-from numpyro_rtk.core.segment import analytic_start_variance
+from numpyro_rtk.core.segment import segment_between
 from numpyro_rtk.core.uld import uld
 from numpyro_rtk.kernels.base import GIBBS_SITES, PathKernel
 from numpyro_rtk.kernels.problem import Bound
-from numpyro_rtk.noise import Ladder, as_ladder, noise_variance
+from numpyro_rtk.noise import Ladder, as_ladder
 
 __all__ = ["ExchangeAdapt", "ExchangeState", "RTKReplicaExchange"]
 
@@ -311,16 +312,15 @@ class RTKReplicaExchange(PathKernel):
         moment = paths.calibrate(key_moment, bound.base, self._times, dim)
         dtype = moment.dtype
         times = jnp.asarray(self._times, dtype)
-        a = jnp.exp(times[:-1] - times[1:])
-        v = -jnp.expm1(2.0 * (times[:-1] - times[1:]))
-        variance = analytic_start_variance(a, v, moment[1:], noise_variance(times[:-1]))
+        segments = segment_between(times[:-1], times[1:], moment[1:])
+        width = segments.v / jnp.square(segments.a)
         step_size = self._step_size
         if step_size is None:
             step_size = 0.8 * min(1.0, (dim / 4.0) ** -(1.0 / 6.0))
         settings = first_settings(
             times,
             jnp.ones((), dtype),
-            variance * jnp.square(a)[:, None] / v[:, None],
+            segments.start_variance / width[:, None],
             moment[:-1],
             step_size,
             dense=dim <= _LARGEST_DENSE if self._dense is None else self._dense,
@@ -549,10 +549,7 @@ class RTKReplicaExchange(PathKernel):
     def _learn(self, adapt: ExchangeAdapt, iteration, info, scores, draws):
         settings = adapt.settings
         # a few wild scores of a learned network must not set the scale of all
-        curvature = settings.curvature
-        if curvature.ndim == 3:
-            curvature = jnp.diagonal(curvature, axis1=-2, axis2=-1)
-        spread = jnp.sqrt(curvature)
+        spread = jnp.sqrt(diagonal_of(settings.curvature))
         scores = jnp.clip(scores, -10.0 * spread, 10.0 * spread)
 
         def add(tally, inputs):
