@@ -1,13 +1,15 @@
 """RTKReplicaExchange on posteriors known in closed form.
 
-    python benchmarks/exchange.py                 # both parts
+    python benchmarks/exchange.py                 # all parts
     python benchmarks/exchange.py --quick
-    python benchmarks/exchange.py --blocks 6 16 32 --dims
+    python benchmarks/exchange.py --blocks 6 16 32 --dims --informative
     python benchmarks/exchange.py --exchange swap # plain swaps on the same kind of ladder
 
 Part 1: six unequal, correlated modes in d dimensions. Part 2: B blocks of five modes each
 measured once, about 3**B live modes; the error is the total variation of a block's mode
-weights, mean over blocks, at all evaluations so far, warm-up and start included.
+weights, mean over blocks, at all evaluations so far, warm-up and start included. Part 3:
+seven modes that differ only in what is not measured, a quarter of the directions measured
+to a fifth of the modes' sd.
 """
 
 import argparse
@@ -19,9 +21,14 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro
+from models import make_model
 from numpyro.infer import MCMC
-from posteriors import make_model
-from targets import block_posterior, correlated_mixture, linear_posterior
+from targets import (
+    block_posterior,
+    correlated_mixture,
+    linear_posterior,
+    partly_measured,
+)
 
 import numpyro_rtk as rtk
 
@@ -51,14 +58,15 @@ def run(posterior, num_warmup: int, num_samples: int, seed: int, options: dict):
     return mcmc, x, evals, seconds
 
 
-def handful(dim: int, observed: int, sd: float, args) -> None:
-    posterior = linear_posterior(correlated_mixture(dim, 6, 1), observed, sd, 101)
-    draws = 100 if args.quick else 1000
+def handful(posterior, args) -> None:
+    observed, dim = posterior.design.shape
+    sd = posterior.noise_sd
+    draws = 100 if args.quick else args.draws
     mcmc, x, evals, seconds = run(
         posterior, 200, draws, args.seed, {"exchange": args.exchange}
     )
     flat = x.reshape(-1, dim)
-    tv = 0.5 * np.abs(posterior.shares(flat) - posterior.true_shares()).sum()
+    tv = posterior.error(flat)
     alive = [j for j, w in enumerate(posterior.weights) if 0.02 < w < 0.98]
     modes = np.stack([posterior.assign(chain) for chain in x])
     indicators = np.stack([modes == j for j in alive], axis=-1).astype(float)
@@ -70,7 +78,7 @@ def handful(dim: int, observed: int, sd: float, args) -> None:
     ratio = flat.std(axis=0) / posterior.sd
     total = evals(draws)
     print(
-        f"d = {dim}, {observed} measured with sd {sd}, {len(alive)} modes: TV {tv:.3f}, "
+        f"d = {dim}, {observed} measured with sd {sd:.2g}, {len(alive)} modes: TV {tv:.3f}, "
         f"mean off {shift:.3f} sd, sd ratio {ratio.min():.3f}-{ratio.max():.3f}, R-hat "
         f"{rhat:.3f}, log evidence {value:.3f} +- {error:.3f} (true "
         f"{posterior.log_evidence:.3f}), ESS of modes per 1000 evaluations "
@@ -83,7 +91,6 @@ def handful(dim: int, observed: int, sd: float, args) -> None:
 
 def blocks(num_blocks: int, args) -> None:
     posterior = block_posterior(num_blocks)
-    truth = posterior.true_shares()
     draws = 60 if args.quick else 350
     for seed in range(args.seed, args.seed + args.repeats):
         mcmc, x, evals, seconds = run(
@@ -92,7 +99,7 @@ def blocks(num_blocks: int, args) -> None:
         curve = []
         for part in (draws // 8, draws // 4, draws // 2, draws):
             flat = x[:, :part].reshape(-1, x.shape[-1])
-            error = posterior.block_tv(flat, truth)
+            error = posterior.error(flat)
             curve.append(f"{error:.3f} @ {evals(part) / 1e6:.2f}M")
         value, error = rtk.log_evidence(mcmc)
         report = rtk.diagnose(mcmc)
@@ -110,14 +117,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--dims", type=int, nargs="*", default=[2, 10, 50])
+    parser.add_argument("--informative", type=int, nargs="*", default=[12, 20, 40])
     parser.add_argument("--blocks", type=int, nargs="*", default=[6, 16, 32])
     parser.add_argument("--exchange", default="rtk", choices=["rtk", "swap"])
     parser.add_argument("--repeats", type=int, default=1, help="seeds of part 2")
+    parser.add_argument("--draws", type=int, default=1000, help="of parts 1 and 3")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print(f"jax {jax.__version__}, numpyro {numpyro.__version__}, {args}")
     for dim in args.dims:
-        handful(dim, max(1, dim // 10), 0.15, args)
+        prior = correlated_mixture(dim, 6, 1)
+        handful(linear_posterior(prior, max(1, dim // 10), 0.15, 101), args)
+    for dim in args.informative:
+        options = {"relative_sd": 0.2, "alive": 7, "dead": 1}
+        handful(partly_measured(dim, dim // 4, **options), args)
     for num_blocks in args.blocks:
         blocks(num_blocks, args)
 

@@ -13,23 +13,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro
-import numpyro.distributions as dist
+from models import make_model
 from numpyro.infer import MCMC
 from targets import correlated_mixture, linear_posterior
 
 import numpyro_rtk as rtk
-
-
-def make_model(posterior):
-    prior = rtk.LearnedPrior(posterior.prior)
-    design = jnp.asarray(posterior.design)
-
-    def model(y):
-        x = numpyro.sample("x", prior)
-        noise = dist.Normal(design @ x, posterior.noise_sd).to_event(1)
-        numpyro.sample("y", noise, obs=y)
-
-    return model
 
 
 def corrected(posterior, num_chains, num_warmup, num_samples, **options):

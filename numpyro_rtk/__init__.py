@@ -11,6 +11,7 @@ from numpyro_rtk.kernels.replica_exchange import (
 )
 from numpyro_rtk.kernels.rtk_mala import RTKMALA as RTKMALA
 from numpyro_rtk.kernels.rtk_uld import RTKULD as RTKULD
+from numpyro_rtk.learn import fit as fit
 from numpyro_rtk.mixture import GaussianMixture as GaussianMixture
 from numpyro_rtk.networks.energy_mlp import EnergyMLP as EnergyMLP
 from numpyro_rtk.networks.model import (
@@ -18,6 +19,8 @@ from numpyro_rtk.networks.model import (
     ScoreModel as ScoreModel,
 )
 from numpyro_rtk.networks.score_mlp import ScoreMLP as ScoreMLP
-from numpyro_rtk.prior import LearnedPrior as LearnedPrior
+from numpyro_rtk.prior import (
+    LearnedPrior as LearnedPrior,
+    learned_sites as learned_sites,
+)
 from numpyro_rtk.report import diagnose as diagnose, log_evidence as log_evidence
-from numpyro_rtk.training.fit import fit as fit

@@ -33,12 +33,14 @@ import numpy as np
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.score_mlp import ScoreMLP
+from numpyro_rtk.networks.site import SiteSpec
 from numpyro_rtk.networks.standardise import GaussianBase
 
 __all__ = ["load", "save"]
 
 _FORMAT = "numpyro_rtk model"
-_VERSION = 1
+# Version 2 adds "sites"; models without them are still written as version 1.
+_VERSIONS = (1, 2)
 _MAX_HEADER_BYTES = 1 << 20
 _MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
 _NETWORKS: dict[str, Any] = {"EnergyMLP": EnergyMLP, "ScoreMLP": ScoreMLP}
@@ -75,7 +77,7 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
     payload = b"".join(array.tobytes() for array in arrays)
     header = {
         "format": _FORMAT,
-        "version": _VERSION,
+        "version": 1 if model_.sites is None else 2,
         "model": model_class,
         "noise_range": list(model_.noise_range),
         "network": type(model_.network).__name__,
@@ -86,6 +88,8 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
             for (name, _), array in zip(named, arrays, strict=True)
         ],
     }
+    if model_.sites is not None:
+        header["sites"] = model_.sites
     try:
         line = json.dumps(header)
     except (TypeError, ValueError) as error:
@@ -130,6 +134,7 @@ def load(
             known[header["network"]],
             header["hyperparameters"],
             _as_noise_range(header["noise_range"]),
+            _as_sites(header.get("sites")),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
@@ -157,10 +162,10 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes]:
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
             raise ValueError(f"{foreign}.")
         version = header.get("version")
-        if version != _VERSION:
+        if version not in _VERSIONS:
             raise ValueError(
                 f"{path} has format version {version!r}; this numpyro_rtk reads "
-                f"version {_VERSION}. Upgrade numpyro_rtk."
+                f"versions {_VERSIONS}. Upgrade numpyro_rtk."
             )
         _check_header(path, header)
         size = sum(_num_bytes(entry) for entry in header["arrays"])
@@ -203,6 +208,10 @@ def _as_noise_range(values: list[Any]) -> tuple[float, float]:
     return low, high
 
 
+def _as_sites(entries: Any) -> tuple[SiteSpec, ...] | None:
+    return None if entries is None else tuple(map(SiteSpec.from_json, entries))
+
+
 def _num_bytes(entry: dict[str, Any]) -> int:
     return math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize
 
@@ -222,6 +231,7 @@ def _template(
     network_class: Any,
     hyperparameters: dict[str, Any],
     noise_range: tuple[float, float],
+    sites: tuple[SiteSpec, ...] | None,
 ) -> Any:
     """A model with shapes in the place of arrays; nothing is computed."""
     if "event_shape" in hyperparameters:
@@ -238,6 +248,7 @@ def _template(
             loc=jnp.zeros(network.event_shape),
             scale=jnp.zeros(network.event_shape),
             noise_range=noise_range,
+            sites=sites,
         )
 
     return eqx.filter_eval_shape(build)

@@ -135,8 +135,8 @@ class _Site(NamedTuple):
 class ModelProblem(Problem):
     """All latent sites of a NumPyro model.
 
-    The flat position holds the learned sites first, in the model's order, each divided by
-    its own noise process's scale; then the ordinary sites, unconstrained and standardised
+    The flat position holds the learned sites first, unconstrained, in the model's order,
+    each divided by its own noise process's scale; then the ordinary sites, unconstrained and standardised
     by ``loc`` and ``scale``. Towards the noise end the ordinary sites go to a standard
     normal.
     """
@@ -194,18 +194,15 @@ class ModelProblem(Problem):
         self.has_energy = all(
             paths.has_energy(_density_of(site)) for site in learned.values()
         )
-        self.learned = tuple(
-            _Site(name, jnp.shape(site["value"])) for name, site in learned.items()
-        )
-        ordinary, transforms, dynamic = [], {}, False
+        sites, transforms, dynamic = {}, {}, False
         for name, site in latent.items():
             support = site["fn"].support
             transforms[name] = biject_to(support)
             dynamic |= _depends_on_values(support)
-            if name not in learned:
-                shape = transforms[name].inverse_shape(jnp.shape(site["value"]))
-                ordinary.append(_Site(name, tuple(shape)))
-        self.ordinary = tuple(ordinary)
+            shape = transforms[name].inverse_shape(jnp.shape(site["value"]))
+            sites[name] = _Site(name, tuple(shape))
+        self.learned = tuple(sites[name] for name in learned)
+        self.ordinary = tuple(sites[name] for name in latent if name not in learned)
         self.must_replay = dynamic
         self.transforms = None if dynamic else transforms
         self.has_deterministic = any(
@@ -332,7 +329,9 @@ class ModelProblem(Problem):
             if prior is None:
                 return init_to_sample(site)
             centre = paths.loc_and_scale(prior.density)[0]
-            return jnp.broadcast_to(centre, site["fn"].shape())
+            transform = biject_to(site["fn"].support)
+            shape = transform.inverse_shape(site["fn"].shape())
+            return transform(jnp.broadcast_to(centre, shape))
 
         model = handlers.substitute(
             handlers.seed(self.model, rng_seed=key), substitute_fn=choose
@@ -352,7 +351,8 @@ class ModelProblem(Problem):
 
     def _log_rest(self, args, kwargs, values, trace, parts, u) -> jax.Array:
         """Log joint density of everything but the learned sites, which stand fixed."""
-        fixed = {site.name: values[site.name] for site in self.learned}
+        transforms = {s.name: biject_to(trace[s.name]["fn"].support) for s in self.learned}
+        fixed = {name: transforms[name](values[name]) for name in transforms}
         free = {site.name: values[site.name] for site in self.ordinary}
         model = handlers.seed(self.model, rng_seed=0)
         rest = handlers.block(handlers.substitute(model, data=fixed), hide=list(fixed))
@@ -366,7 +366,11 @@ class ModelProblem(Problem):
                 continue
             # a mask or a scale: what the base counts in full is put right here
             weight = 1.0 if message["scale"] is None else message["scale"]
-            actual = jnp.sum(weight * message["fn"].log_prob(fixed[site.name]))
+            raw, constrained = values[site.name], fixed[site.name]
+            log_det = transforms[site.name].log_abs_det_jacobian(raw, constrained)
+            # NumPyro scales the Jacobian with its site, so that is the model's density
+            actual = jnp.sum(weight * message["fn"].log_prob(constrained))
+            actual += jnp.sum(weight * log_det)
             counted = jax.vmap(density, in_axes=(0, None))(
                 block.reshape(copies, size), jnp.zeros((), block.dtype)
             ).log_density

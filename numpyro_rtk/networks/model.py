@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.shapes import map_over_batch
+from numpyro_rtk.networks.site import SiteSpec
 from numpyro_rtk.networks.standardise import GaussianBase
 from numpyro_rtk.noise import noise_variance
 
@@ -51,6 +52,7 @@ class EnergyModel(eqx.Module):
         loc: mean of the data, of ``event_shape``; not trained.
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
+        sites: what the values stand for, where they are not one array of real numbers.
     """
 
     network: AbstractEnergyNetwork
@@ -58,6 +60,7 @@ class EnergyModel(eqx.Module):
     loc: jax.Array
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
+    sites: tuple[SiteSpec, ...] | None = eqx.field(static=True, default=None)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -109,6 +112,7 @@ class ScoreModel(eqx.Module):
         loc: mean of the data, of ``event_shape``; not trained.
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
+        sites: what the values stand for, where they are not one array of real numbers.
     """
 
     network: AbstractScoreNetwork
@@ -116,6 +120,7 @@ class ScoreModel(eqx.Module):
     loc: jax.Array
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
+    sites: tuple[SiteSpec, ...] | None = eqx.field(static=True, default=None)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -1,0 +1,207 @@
+"""``rtk.fit``: from what a user has (arrays, a dict, a finished run) to a learned prior."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro import handlers
+from numpyro.infer import MCMC
+
+from numpyro_rtk.sites import unconstrain_rows
+from numpyro_rtk.training.fit import fit as fit_rows
+
+__all__ = ["fit"]
+
+
+def fit(
+    key: jax.Array,
+    samples: Any,
+    *,
+    sites: Sequence[str] | None = None,
+    support: Any = None,
+    network: Any = None,
+    num_steps: int = 4000,
+    batch_size: int = 512,
+    learning_rate: float = 5e-3,
+    validation_fraction: float = 0.1,
+    patience: int | None = 8,
+    ema_decay: float = 0.998,
+    standardise: str = "coordinate",
+    noise_range: tuple[float, float] = (0.02, 20.0),
+    progress_bar: bool = True,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Learn a density, at every noise level, from samples.
+
+    Args:
+        key: random key, typed or legacy; the result is a function of it.
+        samples: a floating point array ``(n, *event_shape)``; a dict of such arrays, one
+            joint density; or yesterday's posterior: a finished ``numpyro.infer.MCMC``
+            (its latent sites, with their supports), InferenceData or a DataTree (all
+            variables of the group ``posterior``).
+        sites: names to take, of a dict or a run; None takes all. For an ``MCMC`` a
+            deterministic site may be named as well; its support must then be given.
+        support: a NumPyro constraint (of a dict or a run: a dict of them by name). The
+            density is learned of unconstrained values, through NumPyro's ``biject_to``;
+            what is not named is real.
+        network: an energy network, trained by dual score matching, or a score network,
+            trained by denoising score matching. None: an :class:`EnergyMLP` of its
+            default size. Its event shape is that of the unconstrained values: of several
+            sites one vector.
+        num_steps: optimiser steps, at most.
+        batch_size: noisy points a step.
+        learning_rate: the largest; it rises over the first 5 % of the steps and falls
+            to 0 along a cosine.
+        validation_fraction: of the rows, held out to choose the weights. Draws of an
+            ``MCMC`` run are correlated, so that rows close by are no fresh sample.
+        patience: stop after this many evaluations (one every 250 steps) in a row
+            without a better validation loss; None: never stop early.
+        ema_decay: of the average of the weights, which is what is returned.
+        standardise: ``"coordinate"`` or ``"global"``: one scale for each coordinate,
+            or one for all.
+        noise_range: smallest and largest noise-to-signal ratio, on the standardised
+            scale. Structure finer than the smallest is blurred.
+        progress_bar: shown unless the environment variable CI is set.
+
+    Returns:
+        The model with the best validation loss, an :class:`EnergyModel` or a
+        :class:`ScoreModel`, and the history: arrays ``step``, ``loss``,
+        ``validation_loss`` and ``wall_time`` (seconds), one entry for each evaluation,
+        and the scalars ``best_step`` and ``stopped_early``.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
+        ValueError: for arguments out of range, for samples that have no density or lie
+            outside their support, for names that are not there.
+        FloatingPointError: where the loss is not finite before any weights worth
+            returning; later than that, the best weights are returned with a warning,
+            as after an interruption from the keyboard.
+    """
+    values, supports = _collect(samples, sites, support)
+    rows, specs = unconstrain_rows(values, supports)
+    if isinstance(values, Mapping):
+        _check_independent(rows, list(values))
+    model_, history = fit_rows(
+        key,
+        rows,
+        network=network,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        validation_fraction=validation_fraction,
+        patience=patience,
+        ema_decay=ema_decay,
+        standardise=standardise,
+        noise_range=noise_range,
+        progress_bar=progress_bar,
+    )
+    if specs is not None:
+        model_ = dataclasses.replace(model_, sites=specs)
+    return model_, history
+
+
+def _collect(samples: Any, sites: Any, support: Any) -> tuple[Any, dict]:
+    """Arrays by name (or one array) and the supports that are known of them."""
+    if isinstance(samples, MCMC):
+        values, known = _of_run(samples, sites)
+        _check_supports_known(values, known, sites, support)
+    elif hasattr(samples, "posterior"):
+        values, known = _of_posterior(samples.posterior), {}
+    elif isinstance(samples, Mapping):
+        values, known = dict(samples), {}
+    else:
+        if sites is not None:
+            raise ValueError(
+                "`sites` must be None for one array, which has no names; got "
+                f"{sites!r}."
+            )
+        return samples, {} if support is None else {None: support}
+    if not values:
+        raise ValueError("`samples` must hold at least one site; got none.")
+    if support is not None and not isinstance(support, Mapping):
+        raise TypeError(
+            "`support` must be a dict of constraints by name for several sites; got "
+            f"{support!r}."
+        )
+    known = {**known, **(support or {})}
+    if sites is not None:
+        values = _take(values, sites)
+        known = {name: value for name, value in known.items() if name in values}
+    return values, known
+
+
+def _of_run(mcmc: MCMC, sites: Any) -> tuple[dict, dict]:
+    """Latent sites of a finished run and, from its model, their supports."""
+    values = mcmc.get_samples()
+    model = getattr(mcmc.sampler, "model", None)
+    if not isinstance(values, Mapping) or model is None:
+        raise TypeError(
+            "`samples` must be a run of a NumPyro model; got one of a density. Pass "
+            "`mcmc.get_samples()` instead."
+        )
+    first = {name: value[0] for name, value in values.items()}
+    seeded = handlers.substitute(handlers.seed(model, rng_seed=0), first)
+    # what the run was called with; NumPyro keeps it under these names
+    args, kwargs = getattr(mcmc, "_args", ()), getattr(mcmc, "_kwargs", {})
+    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+    latent = {
+        name: site
+        for name, site in trace.items()
+        if site["type"] == "sample" and not site["is_observed"] and name in values
+    }
+    supports = {name: site["fn"].support for name, site in latent.items()}
+    if sites is None:
+        values = {name: values[name] for name in latent}
+    return dict(values), supports
+
+
+def _check_supports_known(values: dict, known: dict, sites: Any, support: Any) -> None:
+    """A deterministic site has no support of its own, and real would be a guess."""
+    if sites is None or isinstance(sites, str):
+        return
+    given = support if isinstance(support, Mapping) else {}
+    unknown = [n for n in sites if n in values and n not in known and n not in given]
+    if unknown:
+        raise ValueError(
+            f"`support` must be given for deterministic sites; got none for {unknown}. "
+            f"Write `support={{{unknown[0]!r}: constraints.real}}`, or positive, ..."
+        )
+
+
+def _of_posterior(posterior: Any) -> dict[str, np.ndarray]:
+    """Variables of a posterior group, chains and draws merged."""
+    return {
+        str(name): np.asarray(variable.values).reshape(
+            (-1, *np.shape(variable.values)[2:])
+        )
+        for name, variable in posterior.data_vars.items()
+    }
+
+
+def _take(values: dict, sites: Any) -> dict:
+    if isinstance(sites, str) or not isinstance(sites, Sequence) or not sites:
+        raise TypeError(f"`sites` must be a sequence of names; got {sites!r}.")
+    missing = [name for name in sites if name not in values]
+    if missing:
+        raise ValueError(
+            f"`sites` must be names in `samples`, {sorted(values)}; got {missing}."
+        )
+    return {name: values[name] for name in sites}
+
+
+def _check_independent(rows: np.ndarray, names: list[str]) -> None:
+    """No coordinate may be a linear function of others: there would be no density."""
+    if not np.issubdtype(rows.dtype, np.floating) or len(rows) <= 2 * rows.shape[1]:
+        return
+    scale = rows.std(axis=0)
+    if not np.all(scale > 0) or not np.all(np.isfinite(rows)):
+        return  # said better by the checks of the training data
+    correlation = np.corrcoef(rows, rowvar=False).reshape(len(scale), len(scale))
+    smallest = np.linalg.eigvalsh(correlation)[0]
+    if smallest < 1e-6:
+        raise ValueError(
+            "`samples` must not hold quantities that are linear functions of others, as "
+            "deterministic sites often are: there is no joint density. Choose with "
+            f"`sites=`; got {names}."
+        )

@@ -1,0 +1,193 @@
+"""Between the user's named, constrained values and one unconstrained array.
+
+A density is learned of unconstrained values: each site goes through the inverse of
+NumPyro's own bijection to its support (``biject_to``), several sites are flattened and
+laid end to end. A learned model remembers this as a tuple of
+:class:`~numpyro_rtk.networks.site.SiteSpec`, so that a prior built from it gives the
+values back in the user's terms, with the right Jacobian.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import biject_to, constraints
+
+from numpyro_rtk.networks.site import SiteSpec
+
+__all__ = [
+    "constraint_of",
+    "is_real",
+    "split_sites",
+    "support_spec",
+    "transform_of",
+    "unconstrain_rows",
+    "unconstrained_shape",
+]
+
+
+def support_spec(argument: str, support: Any) -> tuple[Any, ...]:
+    """A NumPyro constraint as plain data: its name and its parameters.
+
+    Args:
+        argument: what the user gave it as, for the message.
+        support: a constraint such as ``constraints.positive`` or
+            ``constraints.interval(0.0, 2.0)``.
+
+    Raises:
+        TypeError: for anything but a constraint.
+        ValueError: for a constraint without a name in ``numpyro.distributions``, and
+            for discrete or dependent ones.
+    """
+    if isinstance(support, type) or not isinstance(support, constraints.Constraint):
+        raise TypeError(
+            f"`{argument}` must be a NumPyro constraint, such as "
+            f"`constraints.positive` or `constraints.interval(0.0, 2.0)`; got {support!r}."
+        )
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support.is_discrete:
+        raise ValueError(
+            f"`{argument}` must be continuous: discrete values have no density; got "
+            f"{support!r}."
+        )
+    for name in constraints.__all__:
+        known = getattr(constraints, name)
+        if isinstance(known, type):
+            if type(support) is known:
+                parameters, _ = support.tree_flatten()
+                return (name, *(_plain(value) for value in parameters))
+        elif type(known) is type(support) and known == support:
+            return (name,)
+    raise ValueError(
+        f"`{argument}` must be one of the named constraints of "
+        f"`numpyro.distributions.constraints`; got {support!r}. Transform the samples "
+        "yourself and learn them as real values."
+    )
+
+
+def constraint_of(spec: tuple[Any, ...]) -> Any:
+    """The NumPyro constraint that :func:`support_spec` described."""
+    known = getattr(constraints, spec[0])
+    if not isinstance(known, type):
+        return known
+    return known(*(value if _is_number(value) else np.asarray(value) for value in spec[1:]))
+
+
+def transform_of(site: SiteSpec) -> Any:
+    """The bijection from unconstrained values of the site to constrained ones."""
+    return biject_to(constraint_of(site.support))
+
+
+def unconstrained_shape(site: SiteSpec) -> tuple[int, ...]:
+    """Shape of one unconstrained value."""
+    return tuple(transform_of(site).inverse_shape(site.shape))
+
+
+def is_real(sites: tuple[SiteSpec, ...] | None) -> bool:
+    """Whether these are one array of unconstrained values: nothing to transform."""
+    return sites is None or (len(sites) == 1 and sites[0] == _real_array(sites[0]))
+
+
+def unconstrain_rows(
+    values: Any, supports: Mapping[str | None, Any]
+) -> tuple[np.ndarray, tuple[SiteSpec, ...] | None]:
+    """Samples of one or several sites as one array, and what its entries stand for.
+
+    Args:
+        values: an array ``(n, *shape)``, or a dict of such arrays of one length.
+        supports: constraint of each site that is not real; of an array under None.
+
+    Returns:
+        Rows ``(n, *unconstrained shape)`` of an array, ``(n, dim)`` of a dict; and the
+        sites, None for a real array.
+
+    Raises:
+        ValueError: where lengths differ, a support names no site, or values lie
+            outside their support.
+    """
+    if not isinstance(values, Mapping):
+        if None not in supports:
+            return np.asarray(values), None
+        site, rows = _unconstrain(None, values, supports[None])
+        return rows, None if is_real((site,)) else (site,)
+    unknown = sorted(set(supports) - set(values), key=str)
+    if unknown:
+        raise ValueError(
+            f"`support` must name sites of `samples`, {sorted(values)}; got {unknown}."
+        )
+    lengths = {name: len(np.atleast_1d(value)) for name, value in values.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(
+            "`samples` must have one row per draw in every array, so one length; got "
+            f"{lengths}."
+        )
+    pairs = [
+        _unconstrain(name, value, supports.get(name, constraints.real))
+        for name, value in values.items()
+    ]
+    flat = [rows.reshape(len(rows), -1) for _, rows in pairs]
+    return np.concatenate(flat, axis=1), tuple(site for site, _ in pairs)
+
+
+def split_sites(sites: tuple[SiteSpec, ...], flat: jax.Array) -> dict[str, jax.Array]:
+    """Constrained values of the named sites from one vector, ``(..., dim)``."""
+    values, start = {}, 0
+    for site in sites:
+        shape = unconstrained_shape(site)
+        stop = start + math.prod(shape)
+        block = flat[..., start:stop].reshape((*flat.shape[:-1], *shape))
+        values[site.name] = transform_of(site)(block)
+        start = stop
+    return values
+
+
+def _unconstrain(name: str | None, value: Any, support: Any):
+    label = "samples" if name is None else f"samples[{name!r}]"
+    array = np.asarray(value)
+    spec = support_spec("support" if name is None else f"support[{name!r}]", support)
+    if not np.issubdtype(array.dtype, np.floating) or array.ndim == 0:
+        # said better, and in the same words, by the checks of the training data
+        return SiteSpec(name, array.shape[1:], spec), array
+    site = SiteSpec(name, tuple(array.shape[1:]), spec)
+    if site.support == ("real",):
+        return site, array
+    constraint = constraint_of(spec)
+    inside = np.asarray(constraint(array))
+    if not np.all(inside):
+        bad = np.flatnonzero(~inside.reshape(len(array), -1).all(axis=1))
+        raise ValueError(
+            f"`{label}` must lie in its support, {spec[0]}; got {len(bad)} of "
+            f"{len(array)} rows outside, the first {array[bad[0]]} in row {bad[0]}. "
+            "Remove these rows, or give another `support`."
+        )
+    rows = np.asarray(transform_of(site).inv(jnp.asarray(array)))
+    bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"`{label}` must lie inside its support, {spec[0]}, off its boundary, which "
+            f"is at infinity unconstrained; got {len(bad)} of {len(array)} rows on it, "
+            f"the first {array[bad[0]]} in row {bad[0]}. Remove or move these rows."
+        )
+    return site, rows
+
+
+def _real_array(site: SiteSpec) -> SiteSpec:
+    return SiteSpec(None, site.shape, ("real",))
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as a number, or as nested tuples of numbers."""
+    array = np.asarray(value, float)
+    return float(array) if array.ndim == 0 else _nested(array.tolist())
+
+
+def _nested(value: Any) -> Any:
+    return tuple(map(_nested, value)) if isinstance(value, list) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
