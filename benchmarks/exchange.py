@@ -78,8 +78,8 @@ def handful(posterior, args) -> None:
     ratio = flat.std(axis=0) / posterior.sd
     total = evals(draws)
     print(
-        f"d = {dim}, {observed} measured with sd {sd:.2g}, {len(alive)} modes: TV {tv:.3f}, "
-        f"mean off {shift:.3f} sd, sd ratio {ratio.min():.3f}-{ratio.max():.3f}, R-hat "
+        f"d = {dim}, {observed} measured with sd {sd:.2g}, {len(alive)} modes: TV "
+        f"{tv:.3f}, mean off {shift:.3f} sd, sd ratio {ratio.min():.3f}-{ratio.max():.3f}, R-hat "
         f"{rhat:.3f}, log evidence {value:.3f} +- {error:.3f} (true "
         f"{posterior.log_evidence:.3f}), ESS of modes per 1000 evaluations "
         f"{1000 * ess / total:.2f}, exchange {report.swap_accept_prob.mean():.2f} (worst "
@@ -91,10 +91,10 @@ def handful(posterior, args) -> None:
 
 def blocks(num_blocks: int, args) -> None:
     posterior = block_posterior(num_blocks)
-    draws = 60 if args.quick else 350
+    draws = 30 if args.quick else 250
     for seed in range(args.seed, args.seed + args.repeats):
         mcmc, x, evals, seconds = run(
-            posterior, 80, draws, seed, {"exchange": args.exchange}
+            posterior, 60, draws, seed, {"exchange": args.exchange}
         )
         curve = []
         for part in (draws // 8, draws // 4, draws // 2, draws):

@@ -39,7 +39,7 @@ class Run(NamedTuple):
     note: str = ""
 
 
-def exchange(posterior, seed, budget, num_warmup=100, cuts=(4, 2, 1), **options):
+def exchange(posterior, seed, budget, num_warmup=50, cuts=(4, 2, 1), **options):
     """``RTKReplicaExchange`` with its defaults; one run, cut at parts of its draws."""
     kernel = rtk.RTKReplicaExchange(make_model(posterior), **options)
     per_draw = kernel._evals_per_draw
@@ -168,13 +168,17 @@ def tempered_smc(
 
     def run(key, num_steps):
         key, key_prior = jr.split(key)
-        state = adaptive_tempered.init(posterior.prior.sample(key_prior, (num_particles,)))
+        state = adaptive_tempered.init(
+            posterior.prior.sample(key_prior, (num_particles,))
+        )
         evidence, evals, temperatures, step_size = 0.0, 0.0, 0, 0.5
         dim = state.particles.shape[1]
         while float(state.tempering_param) < 1.0:
             key, now = jr.split(key)
             # what one temperature leaves is the next one's scale
-            covariance = jnp.atleast_2d(jnp.cov(state.particles.T)) + 1e-6 * jnp.eye(dim)
+            covariance = jnp.atleast_2d(jnp.cov(state.particles.T)) + 1e-6 * jnp.eye(
+                dim
+            )
             parameters = {
                 "step_size": jnp.full((1,), step_size),
                 "inverse_mass_matrix": jnp.diag(covariance)[None],

@@ -247,7 +247,8 @@ def partly_measured(
 
 def _parts(density):
     w, m, c = (
-        np.asarray(a, float) for a in (density.weights, density.means, density.covariances)
+        np.asarray(a, float)
+        for a in (density.weights, density.means, density.covariances)
     )
     return w / w.sum(), m, c
 

@@ -18,10 +18,7 @@ and fills in the arrays: nothing in a file is ever imported or executed.
 import json
 import math
 import os
-import tempfile
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -30,6 +27,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from numpyro_rtk._file import read_arrays, write_arrays
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.score_mlp import ScoreMLP
@@ -41,10 +39,9 @@ __all__ = ["load", "save"]
 _FORMAT = "numpyro_rtk model"
 # Version 2 adds "sites"; models without them are still written as version 1.
 _VERSIONS = (1, 2)
-_MAX_HEADER_BYTES = 1 << 20
 _MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
 _NETWORKS: dict[str, Any] = {"EnergyMLP": EnergyMLP, "ScoreMLP": ScoreMLP}
-_DTYPES = ("<f2", "<f4", "<f8", "<i4", "<i8", "<u4", "|b1")
+_KINDS = {"model": str, "noise_range": list, "network": str, "hyperparameters": dict}
 
 
 def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
@@ -65,16 +62,6 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
         raise TypeError(
             f"`model_` must be an EnergyModel or a ScoreModel; got {model_class}."
         )
-    named = _named_arrays(model_)
-    arrays = [np.asarray(array) for _, array in named]
-    arrays = [array.astype(array.dtype.newbyteorder("<")) for array in arrays]
-    for (name, _), array in zip(named, arrays, strict=True):
-        if array.dtype.str not in _DTYPES:
-            raise TypeError(
-                f"`model_` must hold arrays of types {', '.join(_DTYPES)}; got "
-                f"{array.dtype} at {name}."
-            )
-    payload = b"".join(array.tobytes() for array in arrays)
     header = {
         "format": _FORMAT,
         "version": 1 if model_.sites is None else 2,
@@ -82,22 +69,17 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
         "noise_range": list(model_.noise_range),
         "network": type(model_.network).__name__,
         "hyperparameters": model_.network.hyperparameters(),
-        "checksum": zlib.crc32(payload),
-        "arrays": [
-            {"name": name, "dtype": array.dtype.str, "shape": list(array.shape)}
-            for (name, _), array in zip(named, arrays, strict=True)
-        ],
     }
     if model_.sites is not None:
         header["sites"] = model_.sites
     try:
-        line = json.dumps(header)
+        json.dumps(header)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`hyperparameters()` of {type(model_.network).__name__} must return "
             f"values that JSON can hold: {error}."
         ) from None
-    _write_atomically(Path(path), line.encode("ascii") + b"\n" + payload)
+    write_arrays(path, header, _named_arrays(model_), argument="model_")
 
 
 def load(
@@ -118,8 +100,9 @@ def load(
             anything after its end, is of a newer version, or names a network class
             that is neither built in nor among ``networks``.
     """
-    path = Path(path)
-    header, payload = _read(path)
+    header, arrays = read_arrays(
+        path, what="model", file_format=_FORMAT, versions=_VERSIONS, kinds=_KINDS
+    )
     known = {**_NETWORKS, **{cls.__name__: cls for cls in networks}}
     if header["network"] not in known:
         raise ValueError(
@@ -147,58 +130,7 @@ def load(
             f"{path} does not fit its own header: its arrays are not those of "
             f"{header['network']}."
         )
-    return _fill(template, _split(payload, header["arrays"]))
-
-
-def _read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The header, checked in form, and the bytes of the arrays, checked against it."""
-    foreign = f"{path} is not a numpyro_rtk model file"
-    with path.open("rb") as file:
-        line = file.readline(_MAX_HEADER_BYTES)
-        try:
-            header = json.loads(line.decode("ascii"))
-        except ValueError:
-            raise ValueError(f"{foreign}, or its header is damaged.") from None
-        if not isinstance(header, dict) or header.get("format") != _FORMAT:
-            raise ValueError(f"{foreign}.")
-        version = header.get("version")
-        if version not in _VERSIONS:
-            raise ValueError(
-                f"{path} has format version {version!r}; this numpyro_rtk reads "
-                f"versions {_VERSIONS}. Upgrade numpyro_rtk."
-            )
-        _check_header(path, header)
-        size = sum(_num_bytes(entry) for entry in header["arrays"])
-        payload = file.read(size + 1)
-    if not line.endswith(b"\n") or len(payload) < size:
-        raise ValueError(f"{path} is truncated: its arrays need {size} bytes.")
-    if len(payload) > size:
-        raise ValueError(f"{path} has bytes after the end of its arrays.")
-    if zlib.crc32(payload) != header["checksum"]:
-        raise ValueError(f"{path} is damaged: its arrays do not match their checksum.")
-    return header, payload
-
-
-def _check_header(path: Path, header: dict[str, Any]) -> None:
-    kinds = {
-        "model": str,
-        "noise_range": list,
-        "network": str,
-        "hyperparameters": dict,
-        "checksum": int,
-        "arrays": list,
-    }
-    sound = all(isinstance(header.get(name), kind) for name, kind in kinds.items())
-    sound = sound and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and entry.get("dtype") in _DTYPES
-        and isinstance(entry.get("shape"), list)
-        and all(type(size) is int and size >= 0 for size in entry["shape"])
-        for entry in header["arrays"]
-    )
-    if not sound:
-        raise ValueError(f"{path} is damaged: its header is incomplete.")
+    return _fill(template, arrays)
 
 
 def _as_noise_range(values: list[Any]) -> tuple[float, float]:
@@ -210,20 +142,6 @@ def _as_noise_range(values: list[Any]) -> tuple[float, float]:
 
 def _as_sites(entries: Any) -> tuple[SiteSpec, ...] | None:
     return None if entries is None else tuple(map(SiteSpec.from_json, entries))
-
-
-def _num_bytes(entry: dict[str, Any]) -> int:
-    return math.prod(entry["shape"]) * np.dtype(entry["dtype"]).itemsize
-
-
-def _split(payload: bytes, entries: list[dict[str, Any]]) -> list[np.ndarray]:
-    arrays, start = [], 0
-    for entry in entries:
-        stop = start + _num_bytes(entry)
-        flat = np.frombuffer(payload[start:stop], np.dtype(entry["dtype"]))
-        arrays.append(flat.reshape(entry["shape"]))
-        start = stop
-    return arrays
 
 
 def _template(
@@ -270,20 +188,3 @@ def _fill(template: Any, arrays: list[np.ndarray]) -> Any:
     remaining = iter(arrays)
     filled = [jnp.asarray(next(remaining)) if _is_array(x) else x for x in leaves]
     return jax.tree_util.tree_unflatten(structure, filled)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, then rename: a reader never sees half a file."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0o600 is not the user's choice
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -1,6 +1,7 @@
 """``rtk.fit``: from what a user has (arrays, a dict, a finished run) to a learned prior."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ def fit(
     ema_decay: float = 0.998,
     standardise: str = "coordinate",
     noise_range: tuple[float, float] = (0.02, 20.0),
+    checkpoint: str | os.PathLike | None = None,
     progress_bar: bool = True,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Learn a density, at every noise level, from samples.
@@ -62,6 +64,9 @@ def fit(
             or one for all.
         noise_range: smallest and largest noise-to-signal ratio, on the standardised
             scale. Structure finer than the smallest is blurred.
+        checkpoint: a file to write at every evaluation. Where it is there already, by
+            an interrupted call with the same arguments, training goes on from it, to
+            the same result as without the interruption (bit for bit on the CPU).
         progress_bar: shown unless the environment variable CI is set.
 
     Returns:
@@ -73,7 +78,8 @@ def fit(
     Raises:
         TypeError: for arguments of the wrong kind.
         ValueError: for arguments out of range, for samples that have no density or lie
-            outside their support, for names that are not there.
+            outside their support, for names that are not there, and for a
+            ``checkpoint`` that is damaged or of another fit.
         FloatingPointError: where the loss is not finite before any weights worth
             returning; later than that, the best weights are returned with a warning,
             as after an interruption from the keyboard.
@@ -94,6 +100,7 @@ def fit(
         ema_decay=ema_decay,
         standardise=standardise,
         noise_range=noise_range,
+        checkpoint=checkpoint,
         progress_bar=progress_bar,
     )
     if specs is not None:

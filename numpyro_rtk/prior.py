@@ -108,7 +108,9 @@ class LearnedPrior(dist.Distribution):
     @property
     def support(self) -> constraints.Constraint:
         """Where the prior lives; by default all of the real space."""
-        base = constraints.real if self._support is None else constraint_of(self._support)
+        base = (
+            constraints.real if self._support is None else constraint_of(self._support)
+        )
         return constraints.independent(base, len(self.event_shape) - base.event_dim)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
@@ -172,7 +174,9 @@ class LearnedPrior(dist.Distribution):
         keys = jr.split(key, math.prod(sample_shape))
         flat = jax.vmap(draw)(keys)
         loc, scale = paths.loc_and_scale(density)
-        return (loc + scale * flat.reshape((-1, *shape))).reshape((*sample_shape, *shape))
+        return (loc + scale * flat.reshape((-1, *shape))).reshape(
+            (*sample_shape, *shape)
+        )
 
     def _plan(self) -> tuple[paths.BaseFn, Plan]:
         base = paths.standardised(self.density)

@@ -74,7 +74,9 @@ def constraint_of(spec: tuple[Any, ...]) -> Any:
     known = getattr(constraints, spec[0])
     if not isinstance(known, type):
         return known
-    return known(*(value if _is_number(value) else np.asarray(value) for value in spec[1:]))
+    return known(
+        *(value if _is_number(value) else np.asarray(value) for value in spec[1:])
+    )
 
 
 def transform_of(site: SiteSpec) -> Any:

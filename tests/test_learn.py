@@ -193,7 +193,9 @@ def test_a_finished_run_becomes_a_prior_on_its_latent_sites(yesterday, tmp_path)
     assert set(samples) == {"prior", "mu", "tau"}
     assert np.all(samples["tau"] > 0)
     np.testing.assert_allclose(samples["mu"], samples["prior"][:, 0], rtol=1e-5)
-    np.testing.assert_allclose(samples["tau"], np.exp(samples["prior"][:, 1]), rtol=1e-4)
+    np.testing.assert_allclose(
+        samples["tau"], np.exp(samples["prior"][:, 1]), rtol=1e-4
+    )
 
 
 def test_arviz_posteriors_are_taken_too(yesterday):
@@ -221,12 +223,18 @@ def test_one_array_with_a_support():
 
 REFUSED = {
     "outside": (
-        lambda run: ({"a": np.array([-1.0] + [1.0] * 20)}, {"support": {"a": "positive"}}),
+        lambda run: (
+            {"a": np.array([-1.0] + [1.0] * 20)},
+            {"support": {"a": "positive"}},
+        ),
         ValueError,
         r"`samples\['a'\]` must lie in its support, positive; got 1 of 21 rows",
     ),
     "boundary": (
-        lambda run: ({"a": np.linspace(0.0, 0.9, 20)}, {"support": {"a": "unit_interval"}}),
+        lambda run: (
+            {"a": np.linspace(0.0, 0.9, 20)},
+            {"support": {"a": "unit_interval"}},
+        ),
         ValueError,
         "off its boundary",
     ),

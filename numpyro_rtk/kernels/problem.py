@@ -136,9 +136,9 @@ class ModelProblem(Problem):
     """All latent sites of a NumPyro model.
 
     The flat position holds the learned sites first, unconstrained, in the model's order,
-    each divided by its own noise process's scale; then the ordinary sites, unconstrained and standardised
-    by ``loc`` and ``scale``. Towards the noise end the ordinary sites go to a standard
-    normal.
+    each divided by its own noise process's scale; then the ordinary sites, unconstrained
+    and standardised by ``loc`` and ``scale``. Towards the noise end the ordinary sites go
+    to a standard normal.
     """
 
     def __init__(self, model: Callable, path: str | None):
@@ -351,7 +351,9 @@ class ModelProblem(Problem):
 
     def _log_rest(self, args, kwargs, values, trace, parts, u) -> jax.Array:
         """Log joint density of everything but the learned sites, which stand fixed."""
-        transforms = {s.name: biject_to(trace[s.name]["fn"].support) for s in self.learned}
+        transforms = {
+            s.name: biject_to(trace[s.name]["fn"].support) for s in self.learned
+        }
         fixed = {name: transforms[name](values[name]) for name in transforms}
         free = {site.name: values[site.name] for site in self.ordinary}
         model = handlers.seed(self.model, rng_seed=0)

@@ -51,7 +51,7 @@ __all__ = ["ExchangeAdapt", "ExchangeState", "RTKReplicaExchange"]
 
 # Fewer levels make cheaper draws, more make each exchange surer; from 10 to 64 dimensions
 # 10 to 18 of them have the smallest error at equal evaluations (docs/measured.md).
-_NUM_LEVELS = 16
+_NUM_LEVELS = 14
 # The pilot that chooses the likelihood's variance c, on the standardised scale.
 _VARIANCE_GRID = np.geomspace(1e-4, 10.0, 11)
 _PILOT_PARTICLES = 64
@@ -149,7 +149,7 @@ class RTKReplicaExchange(PathKernel):
         model: see :class:`RTKMALA`.
         score: see :class:`RTKMALA`; an energy is needed.
         num_levels: K, noise levels below the standard normal at the top (level 0, the
-            posterior, included); 16 by default.
+            posterior, included); 14 by default.
         num_sweeps: pairs of sweeps (even edges, then odd ones) per draw.
         inner: local moves: ``"mala"`` or ``"uld"`` (Metropolis-adjusted).
         num_leapfrog: leapfrog steps of a local ``"mala"`` move.
@@ -181,7 +181,7 @@ class RTKReplicaExchange(PathKernel):
         *,
         score: Any = None,
         num_levels: int | None = None,
-        num_sweeps: int = 1,
+        num_sweeps: int = 2,
         inner: str = "mala",
         num_leapfrog: int = 2,
         num_inner_steps: int = 0,
@@ -217,7 +217,9 @@ class RTKReplicaExchange(PathKernel):
                 '`num_inner_steps` must be 0 with `exchange="swap"`: a swap has no start '
                 f"to go on from; got {num_inner_steps}."
             )
-        self._times = as_ladder(ladder, _NUM_LEVELS if num_levels is None else num_levels)
+        self._times = as_ladder(
+            ladder, _NUM_LEVELS if num_levels is None else num_levels
+        )
         self._num_levels = len(self._times) - 1
         if num_levels is not None and self._num_levels != num_levels:
             raise ValueError(

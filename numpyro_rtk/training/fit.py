@@ -3,6 +3,7 @@
 import os
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwor
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.standardise import fit_gaussian_base, fit_loc_and_scale
+from numpyro_rtk.training.checkpoint import Progress, load_progress, save_progress
 from numpyro_rtk.training.data import check_key, check_samples, split_rows
 from numpyro_rtk.training.loop import (
     Settings,
@@ -49,9 +51,12 @@ def fit(
     ema_decay: float = 0.998,
     standardise: str = "coordinate",
     noise_range: tuple[float, float] = _NOISE_RANGE,
+    checkpoint: str | os.PathLike | None = None,
     progress_bar: bool = True,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Learn a density, at every noise level, from samples.
+
+    ``rtk.fit`` is this function with named and constrained samples before it.
 
     Args:
         key: random key, typed or legacy; the result is a function of it.
@@ -71,6 +76,9 @@ def fit(
             or one for all.
         noise_range: smallest and largest noise-to-signal ratio, on the standardised
             scale. Structure finer than the smallest is blurred.
+        checkpoint: a file to write at every evaluation. Where it is there already, by
+            an interrupted call with the same arguments, training goes on from it, to
+            the same result as without the interruption (bit for bit on the CPU).
         progress_bar: shown unless the environment variable CI is set.
 
     Returns:
@@ -126,16 +134,49 @@ def fit(
             loss_fn, model, state, settings, key_steps, z_train, num, batch_size
         )
 
+    evaluate = lambda weights: float(validate(loss_fn, model, weights, *points))
+    state = init(model)
+    progress = Progress.start(state, evaluate(state.average))
+    save = lambda progress: None
+    if checkpoint is not None:
+        fingerprint = _fingerprint(
+            key,
+            rows,
+            model,
+            num_steps=num_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            validation_fraction=validation_fraction,
+            ema_decay=ema_decay,
+            standardise=standardise,
+        )
+        progress = load_progress(checkpoint, fingerprint, progress)
+        save = lambda progress: save_progress(checkpoint, fingerprint, progress)
     weights, history = _train(
         advance,
-        lambda weights: validate(loss_fn, model, weights, *points),
-        init(model),
+        evaluate,
+        progress,
+        save,
         num_steps=num_steps,
         patience=patience,
         progress_bar=progress_bar,
         start=start,
     )
     return with_weights(model, weights), history
+
+
+def _fingerprint(key, rows, model, **options: float | str) -> dict[str, Any]:
+    """What two calls must share for one to go on where the other stopped."""
+    first = [
+        np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(init(model).weights)
+    ]
+    return {
+        "key": np.asarray(jr.key_data(key)).tolist(),
+        "samples": [list(rows.shape), zlib.crc32(np.ascontiguousarray(rows).tobytes())],
+        "network": [type(model.network).__name__, zlib.crc32(b"".join(first))],
+        "noise_range": list(model.noise_range),
+        **options,
+    }
 
 
 def _build_model(
@@ -160,68 +201,61 @@ def _build_model(
 
 def _train(
     advance: Callable[[TrainState, int], tuple[TrainState, jax.Array]],
-    evaluate: Callable[[Any], jax.Array],
-    state: TrainState,
+    evaluate: Callable[[Any], float],
+    progress: Progress,
+    save: Callable[[Progress], None],
     *,
     num_steps: int,
     patience: int | None,
     progress_bar: bool,
     start: float,
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """Advance a few hundred steps at a time; the best average of the weights.
-
-    The untrained weights take part: on Gaussian data nothing beats the Gaussian base.
-    """
-    record: dict[str, list] = {
-        name: [] for name in ("step", "loss", "validation_loss", "wall_time")
-    }
-    best_weights, best_loss, best_step = (
-        state.average,
-        float(evaluate(state.average)),
-        0,
-    )
-    since_best, stopped_early, done = 0, False, 0
+    """Advance a few hundred steps at a time; the best average of the weights."""
+    is_over = lambda: patience is not None and progress.since_best >= patience
+    # a resumed fit goes on counting where it was interrupted
+    earlier = progress.record["wall_time"][-1] if progress.done else 0.0
     bar = tqdm(
         total=num_steps,
+        initial=progress.done,
         desc="fit",
         unit="step",
         disable=not progress_bar or bool(os.environ.get("CI")),
     )
     try:
-        while done < num_steps and not stopped_early:
-            todo = min(_STEPS_PER_CALL, num_steps - done)
-            state, loss = advance(state, todo)
-            loss, validation_loss = float(loss), float(evaluate(state.average))
+        while progress.done < num_steps and not is_over():
+            todo = min(_STEPS_PER_CALL, num_steps - progress.done)
+            state, loss = advance(progress.state, todo)
+            loss, validation_loss = float(loss), evaluate(state.average)
             if not (np.isfinite(loss) and np.isfinite(validation_loss)):
-                _report_divergence(done + todo, loss, validation_loss, best_step)
+                _report_divergence(
+                    progress.done + todo, loss, validation_loss, progress.best_step
+                )
                 break
-            done += todo
-            record["step"].append(done)
-            record["loss"].append(loss)
-            record["validation_loss"].append(validation_loss)
-            record["wall_time"].append(time.perf_counter() - start)
-            since_best += 1
-            if validation_loss < best_loss:
-                best_weights, best_loss = state.average, validation_loss
-                best_step, since_best = done, 0
-            stopped_early = patience is not None and since_best >= patience
+            progress = progress.advanced(
+                state,
+                step=progress.done + todo,
+                loss=loss,
+                validation_loss=validation_loss,
+                wall_time=earlier + time.perf_counter() - start,
+            )
+            save(progress)
             bar.update(todo)
             bar.set_postfix(loss=f"{loss:.4f}", validation=f"{validation_loss:.4f}")
     except KeyboardInterrupt:
-        if done == 0:
+        if progress.done == 0:
             raise
         warnings.warn(
-            f"`fit` was interrupted after {done} of {num_steps} steps; returning the "
-            f"best weights so far, those of step {best_step}.",
+            f"`fit` was interrupted after {progress.done} of {num_steps} steps; "
+            f"returning the best weights so far, those of step {progress.best_step}.",
             UserWarning,
             stacklevel=3,
         )
     finally:
         bar.close()
-    history = {name: np.asarray(values) for name, values in record.items()}
-    history["best_step"] = np.asarray(best_step)
-    history["stopped_early"] = np.asarray(stopped_early)
-    return best_weights, history
+    history = {name: np.asarray(values) for name, values in progress.record.items()}
+    history["best_step"] = np.asarray(progress.best_step)
+    history["stopped_early"] = np.asarray(is_over())
+    return progress.best_weights, history
 
 
 def _report_divergence(

@@ -4,6 +4,10 @@ The model: x from an asymmetric one-dimensional mixture (weights .3 / .7), an or
 log-normal scale, one datum. The posterior of (x, log sigma) is integrated on a grid.
 """
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -15,7 +19,7 @@ import scipy.stats as st
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_rtk as rtk
-from numpyro_rtk.core import annealed
+from numpyro_rtk.core import annealed, population
 
 PRIOR = rtk.GaussianMixture(
     [0.3, 0.7], [[-1.2], [0.9]], [[[0.05]], [[0.25]]], standardise=True
@@ -207,3 +211,61 @@ def test_replica_exchange_has_the_exact_posterior_and_evidence(options):
 def test_replica_exchange_in_a_gibbs_block_has_the_exact_posterior():
     mcmc = run_gibbs(rtk.RTKReplicaExchange(model, num_levels=8))
     assert worst_z(mcmc) < THRESHOLD
+
+
+def first_draws_off() -> float:
+    """The left mode's share in the first draws of 400 chains, in standard errors."""
+    mcmc = MCMC(
+        rtk.RTKReplicaExchange(model, num_levels=8),
+        num_warmup=0,
+        num_samples=1,
+        num_chains=400,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(jr.key(5), jnp.array(Y))
+    x = np.asarray(mcmc.get_samples()["x"])[:, 0]
+    exact = truth()["left mode"]
+    return abs(np.mean(x < -0.3) - exact) / np.sqrt(exact * (1.0 - exact) / 400)
+
+
+def test_short_runs_are_not_biased_by_their_start(monkeypatch):
+    """Chains start from a population that is weighted down the ladder."""
+    assert first_draws_off() < 4.0
+    # with the weights turned round the same share is far off
+    resample = population._systematic
+    monkeypatch.setattr(population, "_systematic", lambda k, w: resample(k, -3.0 * w))
+    assert first_draws_off() > 6.0
+
+
+@pytest.mark.slow
+def test_sequential_chains_have_the_exact_posterior():
+    mcmc = MCMC(
+        rtk.RTKReplicaExchange(model, num_levels=8),
+        num_warmup=40,
+        num_samples=DRAWS,
+        num_chains=CHAINS,
+        chain_method="sequential",
+        progress_bar=False,
+    )
+    mcmc.run(jr.key(12), jnp.array(Y))
+    assert worst_z(mcmc) < THRESHOLD
+
+
+@pytest.mark.slow
+def test_parallel_chains_have_the_exact_posterior():
+    script = f"""
+import jax, jax.numpy as jnp
+from numpyro.infer import MCMC
+import numpyro_rtk as rtk
+from tests.kernels.test_posterior import DRAWS, THRESHOLD, Y, model, worst_z
+assert jax.local_device_count() == {CHAINS}
+mcmc = MCMC(rtk.RTKReplicaExchange(model, num_levels=8), num_warmup=40,
+    num_samples=DRAWS, num_chains={CHAINS}, chain_method="parallel", progress_bar=False)
+mcmc.run(jax.random.key(13), jnp.array(Y))
+z = worst_z(mcmc)
+assert z < THRESHOLD, z
+"""
+    flags = f"--xla_force_host_platform_device_count={CHAINS}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)

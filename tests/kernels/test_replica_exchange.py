@@ -43,8 +43,8 @@ def test_samples_and_fields(exchanged):
     for name in ("accept_prob", "potential_energy", "log_evidence"):
         assert np.all(np.isfinite(fields[name]))
     assert np.all(np.diff(fields["round_trips"], axis=1) >= 0)
-    # evaluated anew (K + 1), 2 local rounds of 2 leapfrogs, 2 rounds of 3 pairs
-    assert set(np.ravel(fields["num_score_evals"])) == {K + 1 + 2 * (2 * K + 2 * 3)}
+    # evaluated anew (K + 1), 4 local rounds of 2 leapfrogs, 4 rounds of 3 pairs
+    assert set(np.ravel(fields["num_score_evals"])) == {K + 1 + 4 * (2 * K + 2 * 3)}
 
 
 def test_potential_energy_is_that_of_nuts(exchanged):

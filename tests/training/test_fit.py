@@ -310,3 +310,59 @@ def test_gaussian_data_give_the_gaussian():
     error = eqx.filter_jit(model.log_density)(jnp.asarray(x, jnp.float32), 0.0) - exact
     assert abs(np.mean(error)) < 0.05
     assert np.std(error) < 0.15
+
+
+def interrupted_after(monkeypatch, calls, path, **options):
+    """A fit that is stopped from the keyboard, with its checkpoint left behind."""
+    with monkeypatch.context() as patch:
+        spoil_after(patch, calls, interrupt)
+        with pytest.warns(UserWarning, match="interrupted"):
+            fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **options)
+
+
+RESUMED = {"num_steps": 1000, "batch_size": 16, "patience": None, "progress_bar": False}
+
+
+def test_a_resumed_fit_ends_as_an_unbroken_one(monkeypatch, tmp_path):
+    whole, history = fit(jr.key(0), SAMPLES, network=tiny(), **RESUMED)
+    path = tmp_path / "fit.ckpt"
+    interrupted_after(monkeypatch, 2, path, **RESUMED)
+    resumed, later = fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **RESUMED)
+    assert equal(whole, resumed)
+    for name in ("step", "loss", "validation_loss", "best_step"):
+        np.testing.assert_array_equal(history[name], later[name])
+    assert np.all(np.diff(later["wall_time"]) > 0)
+    # a finished one gives its result at once
+    again, _ = fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **RESUMED)
+    assert equal(whole, again)
+
+
+@pytest.mark.parametrize(
+    ("key", "samples", "options", "named"),
+    [
+        (1, SAMPLES, {}, "key"),
+        (0, SAMPLES + 1.0, {}, "samples"),
+        (0, SAMPLES, {"batch_size": 8}, "batch_size"),
+        (0, SAMPLES, {"network": "other"}, "network"),
+    ],
+)
+def test_a_checkpoint_of_another_fit_is_refused(
+    monkeypatch, tmp_path, key, samples, options, named
+):
+    path = tmp_path / "fit.ckpt"
+    interrupted_after(monkeypatch, 1, path, **RESUMED)
+    options = {"network": tiny(), **RESUMED, **options}
+    if options["network"] == "other":
+        options["network"] = EnergyMLP((2,), width=8, depth=2, key=jr.key(7))
+    with pytest.raises(ValueError, match=rf"differs in \['{named}'\]"):
+        fit(jr.key(key), samples, checkpoint=path, **options)
+
+
+def test_a_damaged_checkpoint_is_refused(monkeypatch, tmp_path):
+    path = tmp_path / "fit.ckpt"
+    interrupted_after(monkeypatch, 1, path, **RESUMED)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="damaged"):
+        fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **RESUMED)
