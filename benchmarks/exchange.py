@@ -79,8 +79,9 @@ def handful(posterior, args) -> None:
     total = evals(draws)
     print(
         f"d = {dim}, {observed} measured with sd {sd:.2g}, {len(alive)} modes: TV "
-        f"{tv:.3f}, mean off {shift:.3f} sd, sd ratio {ratio.min():.3f}-{ratio.max():.3f}, R-hat "
-        f"{rhat:.3f}, log evidence {value:.3f} +- {error:.3f} (true "
+        f"{tv:.3f}, mean off {shift:.3f} sd, sd ratio "
+        f"{ratio.min():.3f}-{ratio.max():.3f}, R-hat {rhat:.3f}, log "
+        f"evidence {value:.3f} +- {error:.3f} (true "
         f"{posterior.log_evidence:.3f}), ESS of modes per 1000 evaluations "
         f"{1000 * ess / total:.2f}, exchange {report.swap_accept_prob.mean():.2f} (worst "
         f"{report.swap_accept_prob.min():.2f}), {report.round_trips.mean():.0f} round "

@@ -1,6 +1,7 @@
 """Learn a prior from samples, write it in NumPyro, get a correct posterior."""
 
 from numpyro_rtk.arviz_bridge import pareto_k as pareto_k
+from numpyro_rtk.check import check_prior as check_prior
 from numpyro_rtk.diagnostics import (
     importance_resample as importance_resample,
     weighted_sample_size as weighted_sample_size,

@@ -82,7 +82,7 @@ class LearnedPrior(dist.Distribution):
 
     arg_constraints = {}
     pytree_data_fields = ("_arrays",)
-    pytree_aux_fields = ("_static", "_support")
+    pytree_aux_fields = ("_static", "_spec")
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class LearnedPrior(dist.Distribution):
         check_density("density", density)
         # Held in two halves so that the distribution crosses jit, vmap and lax.cond.
         self._arrays, self._static = eqx.partition(density, eqx.is_array)
-        self._support = _support_of(density, support)
+        self._spec = _support_of(density, support)
         shape = tuple(density.event_shape)
-        if self._support is not None:
-            shape = biject_to(constraint_of(self._support)).forward_shape(shape)
+        if self._spec is not None:
+            shape = biject_to(constraint_of(self._spec)).forward_shape(shape)
         super().__init__((), shape, validate_args=validate_args)
 
     @property
@@ -108,9 +108,7 @@ class LearnedPrior(dist.Distribution):
     @property
     def support(self) -> constraints.Constraint:
         """Where the prior lives; by default all of the real space."""
-        base = (
-            constraints.real if self._support is None else constraint_of(self._support)
-        )
+        base = constraints.real if self._spec is None else constraint_of(self._spec)
         return constraints.independent(base, len(self.event_shape) - base.event_dim)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
@@ -129,7 +127,7 @@ class LearnedPrior(dist.Distribution):
             raise ValueError(
                 f"`value` must have shape batch + {self.event_shape}; got {value.shape}."
             )
-        if self._support is None:
+        if self._spec is None:
             return self._log_density(value)
         transform = biject_to(self.support)
         free = transform.inv(value)
@@ -151,7 +149,7 @@ class LearnedPrior(dist.Distribution):
         if not is_prng_key(key):
             raise TypeError(f"`key` must be a PRNG key; got {key!r}.")
         draws = self._sample_free(key, sample_shape)
-        return draws if self._support is None else biject_to(self.support)(draws)
+        return draws if self._spec is None else biject_to(self.support)(draws)
 
     def _sample_free(self, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
         """Unconstrained draws, ``sample_shape + density.event_shape``."""
@@ -242,5 +240,5 @@ def learned_sites(name: str, prior: LearnedPrior) -> dict[str, jax.Array]:
             "`prior` must be learned of named sites (`rtk.fit` on a dict); got one of an "
             f'array. Write `numpyro.sample("{name}", prior)`.'
         )
-    values = split_sites(sites, numpyro.sample(name, prior))
-    return {site: numpyro.deterministic(site, value) for site, value in values.items()}
+    values = split_sites(sites, jnp.asarray(numpyro.sample(name, prior)))
+    return {n: jnp.asarray(numpyro.deterministic(n, v)) for n, v in values.items()}

@@ -9,6 +9,8 @@ __all__ = ["Diagnosis", "diagnose", "log_evidence"]
 
 # Standard deviation of normal works at which half of the exchanges are accepted.
 _SPREAD_AT_HALF = 1.349
+# Of 100 prior draws, so many must be left for importance resampling to be recommended.
+_ENOUGH_OF_THE_PRIOR = 0.02
 
 
 class Diagnosis(NamedTuple):
@@ -21,7 +23,11 @@ class Diagnosis(NamedTuple):
         round_trips: of each chain, ``(chains,)``.
         suggested_levels: number of levels at which edges would accept about half.
         log_evidence: estimate and its standard error.
+        prior_efficiency: share of independent prior draws that importance resampling by
+            the likelihood would leave, roughly (from one draw per chain); NaN where the
+            model has ordinary sites beside the learned ones.
         problems: sentences that say what is wrong and what to change; empty if nothing.
+        remarks: what would have been cheaper.
     """
 
     swap_accept_prob: np.ndarray
@@ -30,7 +36,9 @@ class Diagnosis(NamedTuple):
     round_trips: np.ndarray
     suggested_levels: int
     log_evidence: tuple[float, float]
+    prior_efficiency: float
     problems: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     def __str__(self) -> str:
         """The report."""
@@ -47,7 +55,8 @@ class Diagnosis(NamedTuple):
             f"log evidence: {value:.3f} +- {error:.3f}",
         ]
         problems = self.problems or ("nothing found; see also R-hat and ESS",)
-        return "\n".join([*lines, *(f"- {problem}" for problem in problems)])
+        lines += [f"- {sentence}" for sentence in (*problems, *self.remarks)]
+        return "\n".join(lines)
 
 
 def log_evidence(mcmc: Any) -> tuple[float, float]:
@@ -105,6 +114,7 @@ def diagnose(mcmc: Any) -> Diagnosis:
     num_draws = _exchange_field(mcmc, "accept_prob").shape[1]
     settings = mcmc.last_state.adapt_state.settings
     evidence = log_evidence(mcmc)
+    efficiency = _prior_efficiency(mcmc, evidence[0])
     # Normal works of standard deviation s are accepted with 2 Phi(-s / 2), and s falls
     # in proportion to the edges' width.
     spread = -2.0 * ndtri(np.clip(accept, 1e-6, 1.0 - 1e-6) / 2.0)
@@ -156,8 +166,41 @@ def diagnose(mcmc: Any) -> Diagnosis:
         trips,
         suggested,
         evidence,
+        efficiency,
         tuple(problems),
+        tuple(_remarks(accept, efficiency, problems)),
     )
+
+
+def _prior_efficiency(mcmc: Any, log_evidence: float) -> float:
+    r"""Kish's fraction of prior draws, :math:`Z / E_{\text{post}}[\ell]`."""
+    sampler, state = mcmc.sampler, mcmc.last_state
+    args, kwargs = getattr(mcmc, "_args", None), getattr(mcmc, "_kwargs", None)
+    if not hasattr(sampler, "log_likelihood") or args is None or kwargs is None:
+        return np.nan
+    values = sampler.log_likelihood(state, args, kwargs)
+    if values is None:
+        return np.nan
+    values = np.asarray(values, np.float64)
+    largest = values.max()
+    mean = largest + np.log(np.mean(np.exp(values - largest)))
+    return float(np.exp(np.minimum(log_evidence - mean, 0.0)))
+
+
+def _remarks(accept: np.ndarray, efficiency: float, problems: list[str]) -> list[str]:
+    remarks = []
+    if efficiency > _ENOUGH_OF_THE_PRIOR:
+        remarks.append(
+            f"The likelihood is weak: about {100 * efficiency:.0f} in 100 independent prior "
+            "draws would be left by importance resampling (`prior.sample` and "
+            "`rtk.importance_resample`), which is cheaper here."
+        )
+    if accept.mean() > 0.85 and not problems:
+        remarks.append(
+            f"Exchanges are accepted with {accept.mean():.2f}: fewer levels do the same "
+            f"for less (`num_levels={max(len(accept) // 2, 2)}`); with one mode, NUTS does."
+        )
+    return remarks
 
 
 def _exchange_field(mcmc: Any, name: str) -> np.ndarray:

@@ -280,6 +280,25 @@ class RTKReplicaExchange(PathKernel):
             f"{int(np.sum(np.asarray(state.round_trips)))} round trips"
         )
 
+    def log_likelihood(
+        self, state: ExchangeState, model_args: tuple, model_kwargs: dict
+    ) -> jax.Array | None:
+        """Log likelihood of each chain's draw, ``(chains,)``; 0 without a model.
+
+        None where the model has ordinary sites, whose prior is not told apart from it.
+        """
+        if self._problem.num_ordinary:
+            return None
+        adapt = state.adapt_state
+        bound = self._problem.bind(model_args, model_kwargs, adapt.loc, adapt.scale)
+        ground = jax.tree.map(lambda leaf: leaf[0], self._plan(adapt.settings).levels)
+
+        def one(u):
+            total = bound.path(u, ground).log_density
+            return total - bound.base(u, ground.t).log_density
+
+        return jax.jit(jax.vmap(one))(jnp.atleast_2d(state.replicas[..., 0, :]))
+
     # -- the chain -----------------------------------------------------------------
 
     @property

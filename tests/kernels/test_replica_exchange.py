@@ -164,6 +164,7 @@ def test_diagnose_reports_numbers_and_problems(exchanged):
     assert 0 < report.barrier < K
     assert "log evidence" in str(report)
     assert "exchange: 5 edges" in str(report)
+    assert np.isnan(report.prior_efficiency)  # it has an ordinary site
 
 
 def test_diagnose_finds_too_few_levels():
@@ -182,6 +183,29 @@ def test_diagnose_finds_too_few_levels():
     assert report.suggested_levels > 3
     assert any("Too few levels" in problem for problem in report.problems)
     assert any("No replica has gone" in problem for problem in report.problems)
+
+
+def test_diagnose_says_when_importance_resampling_would_do():
+    prior = rtk.LearnedPrior(MIXTURE)
+
+    def weak(y):
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(x[0], 1.5), obs=y)
+
+    mcmc = make_mcmc(
+        rtk.RTKReplicaExchange(weak, num_levels=K),
+        num_chains=16,
+        chain_method="vectorized",
+        num_warmup=40,
+    )
+    mcmc.run(jr.key(0), jnp.array(2.0))
+    report = rtk.diagnose(mcmc)
+    x = MIXTURE.sample(jr.key(1), (20_000,))[:, 0]
+    w = np.exp(np.asarray(dist.Normal(x, 1.5).log_prob(2.0), float))
+    kish = w.sum() ** 2 / np.sum(w**2) / len(w)
+    # 16 draws of a weight of bounded spread: within a third
+    assert abs(np.log(report.prior_efficiency / kish)) < np.log(1.5)
+    assert "importance resampling" in str(report)
 
 
 def test_diagnose_refuses_other_kernels(finished):

@@ -1,0 +1,295 @@
+"""``rtk.check_prior``: can this learned prior be trusted? In numbers and in words."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from numpyro.infer import MCMC
+from scipy.cluster.vq import kmeans2
+from scipy.spatial import KDTree
+from scipy.spatial.distance import cdist
+from scipy.stats import multivariate_normal
+
+from numpyro_rtk import paths
+from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
+from numpyro_rtk.prior import check_density
+from numpyro_rtk.report import log_evidence
+from numpyro_rtk.sites import constraint_of, is_real, unconstrain_rows
+
+__all__ = ["PriorCheck", "check_prior"]
+
+_CHAINS, _WARMUP, _DRAWS = 32, 100, 60
+_NUM_GROUPS = 8
+_MOST_ROWS = 2000  # pairs of rows cost memory
+
+
+class PriorCheck(NamedTuple):
+    """What :func:`check_prior` found; ``print`` it, or ``plot`` it.
+
+    Attributes:
+        held_out: mean log density of the held-out rows and its standard error, nats.
+        gaussian: gain over a Gaussian fitted to half of the held-out rows, on the other
+            half, and its standard error, nats.
+        mixture: the same over a Gaussian mixture (the best of 1 to 8 components);
+            NaN where scikit-learn is not installed.
+        offset: log of the density's integral, 0 if it is normalised, and its standard
+            error, from both directions of work along the noise ladder.
+        group_tv: total variation between the shares of groups (k-means of the held-out
+            rows) among the model's own draws and among the held-out rows, and what two
+            samples of one law would give.
+        mean_off: largest error of a coordinate's mean, in standard deviations.
+        sd_ratio: smallest and largest ratio of standard deviations.
+        energy_distance: between draws and held-out rows, and between the halves of the
+            held-out rows.
+        memorised: share of draws that are closer to a training row than a held-out row is
+            at the median; 0.5 is ideal. NaN without ``training``.
+        problems: sentences that say what is wrong and what to change.
+        draws: the model's own, unconstrained, ``(n, dim)``.
+        rows: the held-out ones, ``(m, dim)``.
+        log_density: of the held-out rows, ``(m,)``.
+        draws_log_density: of the draws, ``(n,)``.
+    """
+
+    held_out: tuple[float, float]
+    gaussian: tuple[float, float]
+    mixture: tuple[float, float]
+    offset: tuple[float, float]
+    group_tv: tuple[float, float]
+    mean_off: float
+    sd_ratio: tuple[float, float]
+    energy_distance: tuple[float, float]
+    memorised: float
+    problems: tuple[str, ...]
+    draws: np.ndarray
+    rows: np.ndarray
+    log_density: np.ndarray
+    draws_log_density: np.ndarray
+
+    def __str__(self) -> str:
+        """The report."""
+        pair = lambda value: f"{value[0]:+.3f} +- {value[1]:.3f}"
+        lines = [
+            f"held-out log density: {pair(self.held_out)} nats",
+            f"  over a Gaussian: {pair(self.gaussian)}",
+            f"  over a Gaussian mixture: {pair(self.mixture)}",
+            f"log integral of the density (0: normalised): {pair(self.offset)}",
+            f"own draws against held-out rows: group weights off by {self.group_tv[0]:.3f} "
+            f"TV (two samples of one law: {self.group_tv[1]:.3f}), means by "
+            f"{self.mean_off:.2f} sd, sd ratio "
+            f"{self.sd_ratio[0]:.2f}-{self.sd_ratio[1]:.2f}",
+            f"energy distance: {self.energy_distance[0]:.4f} (halves of the held-out rows: "
+            f"{self.energy_distance[1]:.4f})",
+        ]
+        if np.isfinite(self.memorised):
+            lines.append(
+                f"nearer to a training row than held-out rows: {self.memorised:.2f}"
+            )
+        problems = self.problems or ("nothing found",)
+        return "\n".join([*lines, *(f"- {problem}" for problem in problems)])
+
+    def plot(self) -> Any:
+        """A figure: draws beside held-out rows, and both laws of the log density."""
+        from numpyro_rtk.plots import plot_prior_check
+
+        return plot_prior_check(self)
+
+
+def check_prior(
+    model_: Any, held_out: Any, *, training: Any = None, key: jax.Array | None = None
+) -> PriorCheck:
+    """Check a learned density against rows that it was not trained on.
+
+    The density's own draws come from :class:`RTKReplicaExchange`, exact for the density
+    as it is; so what differs from the held-out rows is the density's error (or theirs:
+    every comparison has the error that two samples of one law would have beside it).
+
+    Args:
+        model_: an :class:`EnergyModel`, or any density with an energy.
+        held_out: rows of the same kind as those it was trained on: an array, or a dict
+            of named sites. At least 100 rows.
+        training: the training rows; says whether the model has memorised them.
+        key: random key; None for a fixed one.
+
+    Returns:
+        Numbers, sentences, and what a figure needs.
+
+    Raises:
+        TypeError: for a density without an energy.
+        ValueError: for rows of another shape, outside the support, or too few.
+    """
+    check_density("model_", model_)
+    if not paths.has_energy(model_):
+        raise TypeError(
+            "`model_` must have an energy: a score alone gives no density to check; got "
+            f"{type(model_).__name__}. Train an EnergyModel."
+        )
+    rows = _rows("held_out", held_out, model_)
+    if len(rows) < 100:
+        raise ValueError(f"`held_out` must have at least 100 rows; got {len(rows)}.")
+    rng = np.random.default_rng(0)
+    rows = rows[rng.permutation(len(rows))]
+    shape = tuple(model_.event_shape)
+    log_density_of = jax.jit(
+        jax.vmap(lambda x: model_.log_density(x.reshape(shape), 0.0))
+    )
+    log_density = np.asarray(log_density_of(jnp.asarray(rows)), float)
+    mcmc, draws = _own_draws(jr.key(0) if key is None else key, model_)
+    half = len(rows) // 2
+    gains = [
+        _gain(log_density[half:], fit(rows[:half], rows[half:]))
+        for fit in (_gaussian, _mixture)
+    ]
+    spread = rows.std(axis=0)
+    ratio = draws.std(axis=0) / spread
+    some = draws[rng.choice(len(draws), min(len(draws), len(rows)), replace=False)]
+    found = PriorCheck(
+        held_out=_mean(log_density),
+        gaussian=gains[0],
+        mixture=gains[1],
+        offset=log_evidence(mcmc),
+        group_tv=_group_tv(rows / spread, draws / spread, rng),
+        mean_off=float(np.abs((draws.mean(0) - rows.mean(0)) / spread).max()),
+        sd_ratio=(float(ratio.min()), float(ratio.max())),
+        energy_distance=(
+            _energy_distance(some / spread, rows / spread),
+            _energy_distance(rows[:half] / spread, rows[half:] / spread),
+        ),
+        memorised=np.nan
+        if training is None
+        else _memorised(draws, rows, _rows("training", training, model_)),
+        problems=(),
+        draws=draws,
+        rows=rows,
+        log_density=log_density,
+        draws_log_density=np.asarray(log_density_of(jnp.asarray(draws)), float),
+    )
+    return found._replace(problems=tuple(_problems(found)))
+
+
+def _rows(argument: str, values: Any, model_: Any) -> np.ndarray:
+    """Unconstrained rows ``(n, dim)``."""
+    sites = getattr(model_, "sites", None)
+    if not is_real(sites):
+        supports = {site.name: constraint_of(site.support) for site in sites or ()}
+        if isinstance(values, dict):
+            values = {site.name: values[site.name] for site in sites or ()}
+        values, _ = unconstrain_rows(values, supports)
+    array = np.asarray(values, float)
+    shape = tuple(model_.event_shape)
+    if array.shape[1:] != shape or not np.all(np.isfinite(array)):
+        raise ValueError(
+            f"`{argument}` must be finite rows of shape (n, *{shape}); got shape "
+            f"{array.shape}. Give rows of the kind that the model was trained on."
+        )
+    return array.reshape(len(array), -1)
+
+
+def _own_draws(key: jax.Array, model_: Any) -> tuple[MCMC, np.ndarray]:
+    mcmc = MCMC(
+        RTKReplicaExchange(score=model_),
+        num_warmup=_WARMUP,
+        num_samples=_DRAWS,
+        num_chains=_CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    mcmc.run(key)
+    draws = np.asarray(mcmc.get_samples(), float)
+    return mcmc, draws.reshape(len(draws), -1)
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _gain(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    return _mean(ours - theirs)
+
+
+def _gaussian(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    covariance = np.atleast_2d(np.cov(fitted.T)) + 1e-9 * np.diag(fitted.var(axis=0))
+    mean = fitted.mean(axis=0)
+    logpdf = multivariate_normal.logpdf(asked, mean, covariance)  # pyright: ignore[reportArgumentType]
+    return np.atleast_1d(logpdf)
+
+
+def _mixture(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """By EM; the number of components by the Bayesian information criterion."""
+    try:
+        from sklearn.mixture import GaussianMixture as ByEM
+    except ImportError:
+        return np.full(len(asked), np.nan)
+    fits = [
+        ByEM(n, reg_covar=1e-6 * fitted.var(), random_state=0).fit(fitted)
+        for n in range(1, _NUM_GROUPS + 1)
+    ]
+    return min(fits, key=lambda fit: fit.bic(fitted)).score_samples(asked)
+
+
+def _group_tv(rows, draws, rng) -> tuple[float, float]:
+    """Shares of groups; the reference splits the pooled rows at random."""
+    first = rows[rng.choice(len(rows), _NUM_GROUPS, replace=False)]
+    centres, _ = kmeans2(rows, first, minit="matrix")
+    tree = KDTree(centres)
+    groups = [np.asarray(tree.query(x)[1]) for x in (draws, rows)]
+    share = lambda group: np.bincount(group, minlength=_NUM_GROUPS) / len(group)
+    tv = lambda one, two: float(0.5 * np.abs(share(one) - share(two)).sum())
+    pooled = np.concatenate(groups)
+    splits = []
+    for _ in range(20):
+        rng.shuffle(pooled)
+        splits.append(tv(pooled[: len(draws)], pooled[len(draws) :]))
+    return tv(*groups), float(np.mean(splits))
+
+
+def _energy_distance(one: np.ndarray, two: np.ndarray) -> float:
+    """Szekely & Rizzo (2013), unbiased; about 0 for two samples of one law."""
+    one, two = one[:_MOST_ROWS], two[:_MOST_ROWS]
+    within = lambda x: cdist(x, x).sum() / (len(x) * (len(x) - 1))
+    return float(2.0 * cdist(one, two).mean() - within(one) - within(two))
+
+
+def _memorised(draws, rows, training) -> float:
+    scale = training.std(axis=0)
+    tree = KDTree(training / scale)
+    distance = lambda x: np.asarray(tree.query(x / scale)[0])
+    return float(np.mean(distance(draws) < np.median(distance(rows))))
+
+
+def _problems(found: PriorCheck) -> list[str]:
+    problems = []
+    value, error = found.offset
+    if abs(value) > max(0.3, 4.0 * error):
+        problems.append(
+            f"The density integrates to exp({value:+.2f}), not 1: evidences and "
+            "comparisons of models are off by that much. Train longer, or on more rows."
+        )
+    if found.gaussian[0] < -3.0 * found.gaussian[1]:
+        problems.append(
+            "A Gaussian fits the held-out rows better. Train on more rows, or with a "
+            "smaller network."
+        )
+    if np.isfinite(found.mixture[0]) and found.mixture[0] < -0.1 - 3 * found.mixture[1]:
+        problems.append(
+            f"A Gaussian mixture fits the held-out rows better by "
+            f"{-found.mixture[0]:.2f} nats: `rtk.GaussianMixture` may be the better prior."
+        )
+    tv, reference = found.group_tv
+    if tv > max(2.5 * reference, reference + 0.03):
+        problems.append(
+            f"Weights of groups differ by {tv:.2f}, {tv / reference:.1f} times what chance "
+            "gives: weights of modes are not to be trusted. Train longer, or on more rows."
+        )
+    if found.mean_off > 0.2 or not 0.8 < found.sd_ratio[0] <= found.sd_ratio[1] < 1.25:
+        problems.append(
+            "Means or spreads of the density's draws differ from the rows'."
+        )
+    if found.memorised > 0.75:
+        problems.append(
+            f"{100 * found.memorised:.0f} % of the draws lie nearer to a training row than "
+            "half of the held-out rows do: the rows are memorised. Train on more rows, "
+            "shorter, or with a smaller network."
+        )
+    return problems
