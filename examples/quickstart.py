@@ -259,7 +259,7 @@ def parse_args():
     parser.add_argument("--num-warmup", type=int, default=300)
     parser.add_argument("--num-samples", type=int, default=1000)
     parser.add_argument("--num-chains", type=int, default=4)
-    parser.add_argument("--num-levels", type=int, default=24)
+    parser.add_argument("--num-levels", type=int, default=14)
     parser.add_argument("--train-steps", type=int, default=1200)
     parser.add_argument("--num-components", type=int, default=24)
     parser.add_argument("--num-pixels", type=int, default=20)

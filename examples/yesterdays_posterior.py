@@ -8,6 +8,8 @@ once, which the two-step one approximates.
     python examples/yesterdays_posterior.py
 """
 
+import argparse
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -51,12 +53,12 @@ def summary(name: str, samples: dict) -> None:
     print(f"{name:28s}{',  '.join(parts)}")
 
 
-def nuts(key: jax.Array, y: jax.Array) -> MCMC:
+def nuts(key: jax.Array, y: jax.Array, num_samples: int = 4000) -> MCMC:
     """The vague model by NUTS."""
     mcmc = MCMC(
         NUTS(vague, target_accept_prob=0.9),
-        num_warmup=1000,
-        num_samples=4000,
+        num_warmup=num_samples // 4,
+        num_samples=num_samples,
         num_chains=2,
         chain_method="sequential",
         progress_bar=False,
@@ -67,11 +69,18 @@ def nuts(key: jax.Array, y: jax.Array) -> MCMC:
 
 def main() -> None:
     """Run both ways."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nuts-samples", type=int, default=4000)
+    parser.add_argument("--num-samples", type=int, default=1000)
+    parser.add_argument("--train-steps", type=int, default=4000)
+    args = parser.parse_args()
     first, second = simulate(jr.key(0), 8), simulate(jr.key(1), 12)
-    yesterday = nuts(jr.key(2), first)
+    yesterday = nuts(jr.key(2), first, args.nuts_samples)
     summary("first batch (NUTS)", yesterday.get_samples())
 
-    model_, _ = rtk.fit(jr.key(3), yesterday, sites=["mean", "spread"])
+    model_, _ = rtk.fit(
+        jr.key(3), yesterday, sites=["mean", "spread"], num_steps=args.train_steps
+    )
     prior = rtk.LearnedPrior(model_)
 
     def today(y):
@@ -80,8 +89,8 @@ def main() -> None:
 
     mcmc = MCMC(
         rtk.RTKReplicaExchange(today),
-        num_warmup=300,
-        num_samples=1000,
+        num_warmup=max(args.num_samples // 4, 20),
+        num_samples=args.num_samples,
         num_chains=8,
         chain_method="vectorized",
         progress_bar=False,
@@ -89,7 +98,7 @@ def main() -> None:
     mcmc.run(jr.key(4), second)
     summary("then the second batch (RTK)", mcmc.get_samples())
     print(rtk.diagnose(mcmc))
-    joint = nuts(jr.key(5), jnp.concatenate([first, second]))
+    joint = nuts(jr.key(5), jnp.concatenate([first, second]), args.nuts_samples)
     summary("both at once (NUTS)", joint.get_samples())
 
 

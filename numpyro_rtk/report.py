@@ -191,8 +191,8 @@ def _remarks(accept: np.ndarray, efficiency: float, problems: list[str]) -> list
     remarks = []
     if efficiency > _ENOUGH_OF_THE_PRIOR:
         remarks.append(
-            f"The likelihood is weak: about {100 * efficiency:.0f} in 100 independent prior "
-            "draws would be left by importance resampling (`prior.sample` and "
+            f"The likelihood is weak: about {100 * efficiency:.0f} in 100 independent "
+            "prior draws would be left by importance resampling (`prior.sample` and "
             "`rtk.importance_resample`), which is cheaper here."
         )
     if accept.mean() > 0.85 and not problems:

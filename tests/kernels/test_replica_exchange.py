@@ -108,7 +108,7 @@ def test_init_params_are_the_start():
 
 def test_progress_string(exchanged):
     text = kernel().get_diagnostics_str(exchanged.last_state)
-    assert text.startswith(f"exact, {K + 1 + 4 * K + 12} evals/draw, exchange ")
+    assert text.startswith(f"exact, {K + 1 + 8 * K + 24} evals/draw, exchange ")
     assert "worst edge" in text
 
 
