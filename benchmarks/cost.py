@@ -2,8 +2,8 @@
 
     python benchmarks/cost.py
 
-Wall time of ``MCMC(RTKMALA(...), chain_method="vectorized", progress_bar=False).run`` over
-that of the same number of bare, batched, jitted network evaluations (log density and score
+Wall time of ``MCMC(kernel, chain_method="vectorized", progress_bar=False).run`` over that
+of the same number of bare, batched, jitted network evaluations (log density and score
 together) in one ``lax.scan``, at the batch sizes that the kernel uses. NumPyro's driver
 compiles its loop anew in every ``run``, so the time of a draw is taken from two runs of
 different length, whose difference holds no compilation.
@@ -112,6 +112,17 @@ def measure(args) -> None:
         )
         print(
             f"d = {dim}, model=: {seconds:.2f} s / {bare:.2f} s = {seconds / bare:.2f}"
+        )
+
+        # all levels are evaluated in one batch
+        kernel, few = rtk.RTKReplicaExchange(model), max(draws // 4, 10)
+        few_chains = max(chains // 4, 1)
+        seconds, evals = mcmc_seconds(kernel, few_chains, few, jnp.zeros(dim // 4))
+        width = kernel.num_levels
+        bare = bare_seconds(density, few_chains * width, evals * few // width)
+        print(
+            f"d = {dim}, exchange: {seconds:.2f} s / {bare:.2f} s = {seconds / bare:.2f}",
+            flush=True,
         )
 
 

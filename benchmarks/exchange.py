@@ -85,14 +85,16 @@ def handful(posterior, args) -> None:
         f"{posterior.log_evidence:.3f}), ESS of modes per 1000 evaluations "
         f"{1000 * ess / total:.2f}, exchange {report.swap_accept_prob.mean():.2f} (worst "
         f"{report.swap_accept_prob.min():.2f}), {report.round_trips.mean():.0f} round "
-        f"trips, {total / 1e6:.2f}M evaluations, {seconds:.0f} s",
+        f"trips of {total / report.round_trips.sum():.0f} evaluations, "
+        f"{report.suggested_levels} levels suggested, {total / 1e6:.2f}M evaluations, "
+        f"{seconds:.0f} s",
         flush=True,
     )
 
 
 def blocks(num_blocks: int, args) -> None:
     posterior = block_posterior(num_blocks)
-    draws = 30 if args.quick else 250
+    draws = 40 if args.quick else 320
     for seed in range(args.seed, args.seed + args.repeats):
         mcmc, x, evals, seconds = run(
             posterior, 60, draws, seed, {"exchange": args.exchange}

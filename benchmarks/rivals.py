@@ -42,7 +42,7 @@ class Run(NamedTuple):
 def exchange(posterior, seed, budget, num_warmup=50, cuts=(4, 2, 1), **options):
     """``RTKReplicaExchange`` with its defaults; one run, cut at parts of its draws."""
     kernel = rtk.RTKReplicaExchange(make_model(posterior), **options)
-    per_draw = kernel._evals_per_draw
+    per_draw = kernel.num_evals
     pilot, start_evals = kernel.num_init_evals
     before = pilot + CHAINS * (start_evals + per_draw * num_warmup)
     num_samples = int((budget - before) / (CHAINS * per_draw))

@@ -3,12 +3,11 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.scipy.special import ndtri
+
+from numpyro_rtk.core.ladder import LEAST_ACCEPTANCE, suggest_levels
 
 __all__ = ["Diagnosis", "diagnose", "log_evidence"]
 
-# Standard deviation of normal works at which half of the exchanges are accepted.
-_SPREAD_AT_HALF = 1.349
 # Of 100 prior draws, so many must be left for importance resampling to be recommended.
 _ENOUGH_OF_THE_PRIOR = 0.02
 
@@ -115,18 +114,15 @@ def diagnose(mcmc: Any) -> Diagnosis:
     settings = mcmc.last_state.adapt_state.settings
     evidence = log_evidence(mcmc)
     efficiency = _prior_efficiency(mcmc, evidence[0])
-    # Normal works of standard deviation s are accepted with 2 Phi(-s / 2), and s falls
-    # in proportion to the edges' width.
-    spread = -2.0 * ndtri(np.clip(accept, 1e-6, 1.0 - 1e-6) / 2.0)
-    suggested = int(np.ceil(len(accept) * spread.mean() / _SPREAD_AT_HALF))
+    suggested = suggest_levels(accept)
     problems = []
     worst = int(accept.argmin())
-    if accept.mean() < 0.3:
+    if accept.mean() < LEAST_ACCEPTANCE:
         problems.append(
             f"Too few levels: exchanges are accepted with {accept.mean():.2f} on average. "
             f"Set `num_levels={suggested}`."
         )
-    if accept[worst] < 0.1 and accept.mean() >= 0.3:
+    if accept[worst] < 0.1 and accept.mean() >= LEAST_ACCEPTANCE:
         problems.append(
             f"Little passes between levels {worst} and {worst + 1} (acceptance "
             f"{accept[worst]:.2f}). Let warm-up move the levels (`adapt_ladder=True`, a "

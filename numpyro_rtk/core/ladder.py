@@ -17,12 +17,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
 
 from numpyro_rtk.core.adapt import StepSize
 from numpyro_rtk.core.exchange import Edges, SweepInfo, bridge_terms
 from numpyro_rtk.core.segment import noising_between
 
 __all__ = [
+    "LEAST_ACCEPTANCE",
     "LadderAdapt",
     "Tally",
     "add_sweep",
@@ -31,6 +34,7 @@ __all__ = [
     "empty_tally",
     "first_settings",
     "next_settings",
+    "suggest_levels",
 ]
 
 # A regression over a window counts its first draws against this many of the former
@@ -40,6 +44,10 @@ _PRIOR_COUNT = 10.0
 _SMALLEST_NOISE = 0.02
 # No edge counts as easier than this, so that levels cannot run away from it.
 _SMALLEST_REJECTION = 0.02
+# Below this mean acceptance of the exchanges there are too few levels.
+LEAST_ACCEPTANCE = 0.3
+# Standard deviation of normal works at which half of the exchanges are accepted.
+_SPREAD_AT_HALF = 1.349
 
 
 class LadderAdapt(NamedTuple):
@@ -246,6 +254,20 @@ def next_settings(
         lambda new, old: jnp.where(move_levels, new, old), moved, settings
     )
     return _factorise(settings)
+
+
+def suggest_levels(accept_prob: jax.Array | np.ndarray) -> int:
+    """Number of levels at which edges would accept about half.
+
+    Normal works of standard deviation s are accepted with 2 Phi(-s / 2), and s falls in
+    proportion to the edges' width.
+
+    Args:
+        accept_prob: mean acceptance of each edge, ``(K,)``.
+    """
+    accept = np.clip(np.asarray(accept_prob, float), 1e-6, 1.0 - 1e-6)
+    spread = -2.0 * np.asarray(ndtri(accept / 2.0))
+    return int(np.ceil(len(accept) * spread.mean() / _SPREAD_AT_HALF))
 
 
 def _rejection(tally: Tally) -> jax.Array:

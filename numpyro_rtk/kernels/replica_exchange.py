@@ -1,6 +1,7 @@
 # pyright: reportIncompatibleMethodOverride=false
 """RTKReplicaExchange: an exact kernel for posteriors with many modes."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from numpyro_rtk.core.exchange import (
     sweep,
 )
 from numpyro_rtk.core.ladder import (
+    LEAST_ACCEPTANCE,
     LadderAdapt,
     Tally,
     add_sweep,
@@ -38,6 +40,7 @@ from numpyro_rtk.core.ladder import (
     empty_tally,
     first_settings,
     next_settings,
+    suggest_levels,
 )
 from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.population import population_down
@@ -226,6 +229,7 @@ class RTKReplicaExchange(PathKernel):
                 f"`ladder` must have `num_levels` + 1 = {num_levels + 1} times; got "
                 f"{len(self._times)}. Give one of the two."
             )
+        self._has_warned = False
         self._num_sweeps = num_sweeps
         self._num_inner_steps = num_inner_steps
         self._exchange = exchange
@@ -262,6 +266,16 @@ class RTKReplicaExchange(PathKernel):
         )
 
     @property
+    def num_levels(self) -> int:
+        """K, the noise levels below the standard normal."""
+        return self._num_levels
+
+    @property
+    def num_evals(self) -> int:
+        """Network evaluations of one draw of one chain."""
+        return self._evals_per_draw
+
+    @property
     def num_init_evals(self) -> tuple[int, int]:
         """Evaluations before the first draw: of the pilot, and per chain.
 
@@ -272,13 +286,34 @@ class RTKReplicaExchange(PathKernel):
         return pilot, run
 
     def get_diagnostics_str(self, state: ExchangeState) -> str:
-        """Shown beside the progress bar."""
+        """Shown beside the progress bar; warns once where levels are too few."""
+        self._warn_of_few_levels(state)
         worst = float(np.min(np.asarray(state.swap_accept_prob)))
         return (
             f"exact, {self._evals_per_draw} evals/draw, exchange "
             f"{np.mean(np.asarray(state.accept_prob)):.2f} (worst edge {worst:.2f}), "
             f"{int(np.sum(np.asarray(state.round_trips)))} round trips"
         )
+
+    def _warn_of_few_levels(self, state: ExchangeState) -> None:
+        """By the acceptance at the end of warm-up, when the driver shows a state."""
+        tally = state.adapt_state.tally
+        iteration = int(np.max(np.asarray(state.i)))
+        if self._has_warned or iteration < max(self._num_warmup, 1):
+            return
+        count = np.asarray(tally.count)
+        if np.any(count == 0):
+            return
+        accept = 1.0 - np.asarray(tally.rejection) / count
+        if accept.mean() < LEAST_ACCEPTANCE:
+            self._has_warned = True
+            warnings.warn(
+                f"RTKReplicaExchange has too few levels: at the end of warm-up exchanges "
+                f"were accepted with {accept.mean():.2f} on average. Set "
+                f"`num_levels={suggest_levels(accept)}`.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def log_likelihood(
         self, state: ExchangeState, model_args: tuple, model_kwargs: dict

@@ -177,9 +177,14 @@ def test_diagnose_finds_too_few_levels():
         x = numpyro.sample("x", rtk.LearnedPrior(wide))
         numpyro.sample("y", dist.Normal(x[:5], 0.02).to_event(1), obs=y)
 
-    mcmc = make_mcmc(rtk.RTKReplicaExchange(precise, num_levels=2))
+    few = rtk.RTKReplicaExchange(precise, num_levels=2)
+    mcmc = make_mcmc(few)
     mcmc.run(jr.key(0), jnp.ones(5))
     report = rtk.diagnose(mcmc)
+    # the progress bar's own report warns, once
+    with pytest.warns(UserWarning, match=r"too few levels.*Set `num_levels=\d+`"):
+        few.get_diagnostics_str(mcmc.last_state)
+    few.get_diagnostics_str(mcmc.last_state)
     assert report.suggested_levels > 3
     assert any("Too few levels" in problem for problem in report.problems)
     assert any("No replica has gone" in problem for problem in report.problems)
