@@ -85,7 +85,7 @@ def handful(posterior, args) -> None:
         f"{posterior.log_evidence:.3f}), ESS of modes per 1000 evaluations "
         f"{1000 * ess / total:.2f}, exchange {report.swap_accept_prob.mean():.2f} (worst "
         f"{report.swap_accept_prob.min():.2f}), {report.round_trips.mean():.0f} round "
-        f"trips of {total / report.round_trips.sum():.0f} evaluations, "
+        f"trips of {total / max(report.round_trips.sum(), 1):.0f} evaluations, "
         f"{report.suggested_levels} levels suggested, {total / 1e6:.2f}M evaluations, "
         f"{seconds:.0f} s",
         flush=True,
