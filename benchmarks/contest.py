@@ -45,8 +45,10 @@ METHODS = {
 def contest(name: str, method: str, args) -> list[dict]:
     """All points of one method's curve on one target; means over the repeats."""
     posterior = TARGETS[name]()
+    options = {"num_levels": args.num_levels} if args.num_levels else {}
+    options = options if method in ("exchange", "swaps") else {}
     curves = [
-        METHODS[method](posterior, args.seed + r, args.budget)
+        METHODS[method](posterior, args.seed + r, args.budget, **options)
         for r in range(args.repeats)
     ]
     rows = []
@@ -94,6 +96,7 @@ def main():
     parser.add_argument("--budget", type=float, default=1.2e6, help="evaluations")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-levels", type=int, help="of exchange and swaps")
     parser.add_argument("--csv", help="write the rows here as well")
     args = parser.parse_args()
     print(f"jax {jax.__version__}, numpyro {numpyro.__version__}, {args}\n")
