@@ -147,32 +147,37 @@ def _of_run(mcmc: MCMC, sites: Any) -> tuple[dict, dict]:
             "`samples` must be a run of a NumPyro model; got one of a density. Pass "
             "`mcmc.get_samples()` instead."
         )
-    first = {name: value[0] for name, value in values.items()}
-    seeded = handlers.substitute(handlers.seed(model, rng_seed=0), first)
+    supports, later = (_supports_at(mcmc, model, values, row) for row in (0, -1))
+    fixed = {n: s for n, s in supports.items() if repr(s) == repr(later[n])}
+    if sites is None:
+        values = {name: values[name] for name in supports}
+    return dict(values), fixed
+
+
+def _supports_at(mcmc: MCMC, model: Any, values: Mapping, row: int) -> dict[str, Any]:
+    """Supports of the latent sites where the model stands at one draw."""
+    draw = {name: value[row] for name, value in values.items()}
+    seeded = handlers.substitute(handlers.seed(model, rng_seed=0), draw)
     # what the run was called with; NumPyro keeps it under these names
     args, kwargs = getattr(mcmc, "_args", ()), getattr(mcmc, "_kwargs", {})
     trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-    latent = {
-        name: site
+    return {
+        name: site["fn"].support
         for name, site in trace.items()
         if site["type"] == "sample" and not site["is_observed"] and name in values
     }
-    supports = {name: site["fn"].support for name, site in latent.items()}
-    if sites is None:
-        values = {name: values[name] for name in latent}
-    return dict(values), supports
 
 
 def _check_supports_known(values: dict, known: dict, sites: Any, support: Any) -> None:
-    """A deterministic site has no support of its own, and real would be a guess."""
-    if sites is None or isinstance(sites, str):
-        return
+    """Without a fixed support of its own a site is not taken as real: a guess."""
     given = support if isinstance(support, Mapping) else {}
-    unknown = [n for n in sites if n in values and n not in known and n not in given]
+    asked = values if sites is None or isinstance(sites, str) else sites
+    unknown = [n for n in asked if n in values and n not in known and n not in given]
     if unknown:
         raise ValueError(
-            f"`support` must be given for deterministic sites; got none for {unknown}. "
-            f"Write `support={{{unknown[0]!r}: constraints.real}}`, or positive, ..."
+            "`support` must be given for deterministic sites, and for those whose bounds "
+            f"depend on other sites; got none for {unknown}. Write "
+            f"`support={{{unknown[0]!r}: constraints.real}}`, or positive, ..."
         )
 
 
