@@ -216,7 +216,7 @@ def test_replica_exchange_in_a_gibbs_block_has_the_exact_posterior():
 def first_draws_off() -> float:
     """The left mode's share in the first draws of 400 chains, in standard errors."""
     mcmc = MCMC(
-        rtk.RTKReplicaExchange(model, num_levels=8),
+        rtk.RTKReplicaExchange(model, num_levels=8, num_sweeps=1),
         num_warmup=0,
         num_samples=1,
         num_chains=400,
