@@ -174,6 +174,12 @@ def _rows(argument: str, values: Any, model_: Any) -> np.ndarray:
     if not is_real(sites):
         supports = {site.name: constraint_of(site.support) for site in sites or ()}
         if isinstance(values, dict):
+            missing = [site.name for site in sites or () if site.name not in values]
+            if missing:
+                raise ValueError(
+                    f"`{argument}` must hold every site that was learned; got none of "
+                    f"{missing}."
+                )
             values = {site.name: values[site.name] for site in sites or ()}
         values, _ = unconstrain_rows(values, supports)
     array = np.asarray(values, float)
