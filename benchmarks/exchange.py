@@ -69,8 +69,11 @@ def handful(posterior, args) -> None:
     tv = posterior.error(flat)
     alive = [j for j, w in enumerate(posterior.weights) if 0.02 < w < 0.98]
     modes = np.stack([posterior.assign(chain) for chain in x])
-    indicators = np.stack([modes == j for j in alive], axis=-1).astype(float)
-    ess = np.asarray(az.ess(az.convert_to_dataset({"mode": indicators}))["mode"]).min()
+    ess = np.nan  # of the indicators; with one live mode there is none
+    if alive:
+        indicators = np.stack([modes == j for j in alive], axis=-1).astype(float)
+        every = az.ess(az.convert_to_dataset({"mode": indicators}))["mode"]
+        ess = np.asarray(every).min()
     rhat = float(np.max(az.rhat(az.convert_to_dataset({"x": x}))["x"]))
     value, error = rtk.log_evidence(mcmc)
     report = rtk.diagnose(mcmc)
