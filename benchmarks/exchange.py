@@ -13,21 +13,17 @@ to a fifth of the modes' sd.
 """
 
 import argparse
-import time
 
 import arviz as az
 import jax
-import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import numpyro
-from models import make_model
-from numpyro.infer import MCMC
+from models import exchange_evals, make_model, sample
 from targets import (
     block_posterior,
     correlated_mixture,
+    informative_posterior,
     linear_posterior,
-    partly_measured,
 )
 
 import numpyro_rtk as rtk
@@ -37,24 +33,8 @@ CHAINS = 16
 
 def run(posterior, num_warmup: int, num_samples: int, seed: int, options: dict):
     kernel = rtk.RTKReplicaExchange(make_model(posterior), **options)
-    mcmc = MCMC(
-        kernel,
-        num_warmup=num_warmup,
-        num_samples=num_samples,
-        num_chains=CHAINS,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    start = time.time()
-    mcmc.run(jr.key(seed), jnp.asarray(posterior.data))
-    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
-    seconds = time.time() - start
-    per_draw = int(np.ravel(mcmc.get_extra_fields()["num_score_evals"])[0])
-    pilot, start_evals = kernel.num_init_evals
-
-    def evals(draws: int) -> float:
-        return pilot + CHAINS * (start_evals + per_draw * (num_warmup + draws))
-
+    mcmc, x, seconds = sample(kernel, posterior, num_warmup, num_samples, CHAINS, seed)
+    evals = lambda draws: exchange_evals(kernel, CHAINS, num_warmup + draws)
     return mcmc, x, evals, seconds
 
 
@@ -135,8 +115,7 @@ def main():
         prior = correlated_mixture(dim, 6, 1)
         handful(linear_posterior(prior, max(1, dim // 10), 0.15, 101), args)
     for dim in args.informative:
-        options = {"relative_sd": 0.2, "alive": 7, "dead": 1}
-        handful(partly_measured(dim, dim // 4, **options), args)
+        handful(informative_posterior(dim), args)
     for num_blocks in args.blocks:
         blocks(num_blocks, args)
 

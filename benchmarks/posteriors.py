@@ -5,36 +5,22 @@ python benchmarks/posteriors.py --quick
 """
 
 import argparse
-import time
 
 import arviz as az
 import jax
-import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 import numpyro
-from models import make_model
-from numpyro.infer import MCMC
+from models import make_model, sample
 from targets import correlated_mixture, linear_posterior
 
 import numpyro_rtk as rtk
 
 
 def corrected(posterior, num_chains, num_warmup, num_samples, **options):
-    mcmc = MCMC(
-        rtk.RTKMALA(make_model(posterior), **options),
-        num_warmup=num_warmup,
-        num_samples=num_samples,
-        num_chains=num_chains,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    start = time.time()
-    mcmc.run(jr.key(0), jnp.asarray(posterior.data))
-    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
-    seconds = time.time() - start
+    kernel = rtk.RTKMALA(make_model(posterior), **options)
+    mcmc, x, seconds = sample(kernel, posterior, num_warmup, num_samples, num_chains, 0)
     flat = x.reshape(-1, x.shape[-1])
-    tv = 0.5 * np.abs(posterior.shares(flat) - posterior.true_shares()).sum()
+    tv = posterior.error(flat)
     data = az.convert_to_dataset({"x": x})
     ess = np.asarray(az.ess(data)["x"])
     z = (flat.mean(axis=0) - posterior.mean) / (posterior.sd / np.sqrt(ess))
@@ -53,17 +39,9 @@ def corrected(posterior, num_chains, num_warmup, num_samples, **options):
 
 
 def weighted(posterior, repetitions, draws_each):
-    mcmc = MCMC(
-        rtk.RTKMALA(make_model(posterior), corrected=False),
-        num_warmup=50,
-        num_samples=draws_each,
-        num_chains=repetitions,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(jr.key(1), jnp.asarray(posterior.data))
+    kernel = rtk.RTKMALA(make_model(posterior), corrected=False)
+    mcmc, x, _ = sample(kernel, posterior, 50, draws_each, repetitions, 1)
     log_w = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["log_weight"])
-    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
     estimates = np.exp(log_w - posterior.log_evidence).mean(axis=1)
     z = (estimates.mean() - 1.0) / (estimates.std(ddof=1) / np.sqrt(repetitions))
     w = np.exp(log_w - log_w.max()).ravel()

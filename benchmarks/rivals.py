@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from blackjax.smc import adaptive_tempered, resampling
-from models import log_likelihood, make_model
+from models import exchange_evals, log_likelihood, make_model, sample
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_rtk as rtk
@@ -26,6 +26,7 @@ from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.segment import Evaluation
 
 CHAINS = 16
+CUTS = (4, 2, 1)  # points of a curve: these parts of the whole
 
 
 class Run(NamedTuple):
@@ -35,30 +36,15 @@ class Run(NamedTuple):
     evals: float
     seconds: float
     log_evidence: float = np.nan
-    evidence_error: float = np.nan
     note: str = ""
 
 
-def exchange(posterior, seed, budget, num_warmup=50, cuts=(4, 2, 1), **options):
+def exchange(posterior, seed, budget, num_warmup=50, **options):
     """``RTKReplicaExchange`` with its defaults; one run, cut at parts of its draws."""
     kernel = rtk.RTKReplicaExchange(make_model(posterior), **options)
-    per_draw = kernel.num_evals
-    pilot, start_evals = kernel.num_init_evals
-    before = pilot + CHAINS * (start_evals + per_draw * num_warmup)
-    num_samples = int((budget - before) / (CHAINS * per_draw))
-    mcmc = MCMC(
-        kernel,
-        num_warmup=num_warmup,
-        num_samples=num_samples,
-        num_chains=CHAINS,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    start = time.time()
-    mcmc.run(jr.key(seed), jnp.asarray(posterior.data))
-    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
-    seconds = time.time() - start
-    value, error = rtk.log_evidence(mcmc)
+    evals = lambda draws: exchange_evals(kernel, CHAINS, num_warmup + draws)
+    num_samples = int((budget - evals(0)) / (CHAINS * kernel.num_evals))
+    mcmc, x, seconds = sample(kernel, posterior, num_warmup, num_samples, CHAINS, seed)
     report = rtk.diagnose(mcmc)
     note = (
         f"exchange {report.swap_accept_prob.mean():.2f}, worst "
@@ -67,13 +53,12 @@ def exchange(posterior, seed, budget, num_warmup=50, cuts=(4, 2, 1), **options):
     return [
         Run(
             x[:, : num_samples // cut].reshape(-1, x.shape[-1]),
-            before + CHAINS * per_draw * (num_samples // cut),
+            evals(num_samples // cut),
             seconds,
-            value,
-            error,
+            report.log_evidence[0],
             note,
         )
-        for cut in cuts
+        for cut in CUTS
     ]
 
 
@@ -125,7 +110,6 @@ def importance(posterior, seed, budget, num_kept=4000):
     x, log_w = np.concatenate(kept), np.concatenate(weights)
     w = np.exp(log_w - log_w.max())
     evidence = np.log(w.mean()) + log_w.max()
-    error = w.std() / w.mean() / np.sqrt(len(w))
     ess = w.sum() ** 2 / np.sum(w**2)
     chosen = np.random.default_rng(seed).choice(len(w), num_kept, p=w / w.sum())
     return [
@@ -134,7 +118,6 @@ def importance(posterior, seed, budget, num_kept=4000):
             len(w),
             time.time() - start,
             float(evidence),
-            float(error),
             f"effective {ess:.0f} of {len(w)}",
         )
     ]
@@ -171,46 +154,39 @@ def tempered_smc(
         state = adaptive_tempered.init(
             posterior.prior.sample(key_prior, (num_particles,))
         )
-        evidence, evals, temperatures, step_size = 0.0, 0.0, 0, 0.5
-        dim = state.particles.shape[1]
+        evidence, temperatures, step_size = 0.0, 0, 0.5
         while float(state.tempering_param) < 1.0:
             key, now = jr.split(key)
             # what one temperature leaves is the next one's scale
-            covariance = jnp.atleast_2d(jnp.cov(state.particles.T)) + 1e-6 * jnp.eye(
-                dim
-            )
+            variances = jnp.var(state.particles, axis=0, ddof=1) + 1e-6
             parameters = {
                 "step_size": jnp.full((1,), step_size),
-                "inverse_mass_matrix": jnp.diag(covariance)[None],
+                "inverse_mass_matrix": variances[None],
             }
             state, info = step(now, state, num_steps, parameters)
             accept = float(jnp.mean(info.update_info.acceptance_rate))
             step_size *= float(np.clip(np.exp(2.0 * (accept - 0.8)), 0.4, 2.0))
             evidence += float(info.log_likelihood_increment)
-            # per move the leapfrogs; per temperature the start and the weights
-            evals += num_particles * (num_steps * num_leapfrog + 2)
             temperatures += 1
             if temperatures > 500:
                 break
-        note = f"{temperatures} temperatures, last acceptance {accept:.2f}"
-        return np.asarray(state.particles), evals, evidence, note
+        return np.asarray(state.particles), temperatures, evidence, accept
 
     def cost(temperatures, num_steps):
+        # per move the leapfrogs; per temperature the start and the weights
         return num_particles * temperatures * (num_steps * num_leapfrog + 2)
 
     runs, key = [], jr.key(seed)
-    _, _, _, note = run(key, num_steps)
-    temperatures = int(note.split()[0])
-    for part in (4, 2, 1):
+    _, expected, _, _ = run(key, num_steps)
+    for part in CUTS:
         steps = 1
-        while cost(temperatures, steps + 1) <= budget / part:
+        while cost(expected, steps + 1) <= budget / part:
             steps += 1
         start = time.time()
-        draws, evals, evidence, note = run(jr.fold_in(key, part), steps)
+        draws, used, evidence, accept = run(jr.fold_in(key, part), steps)
         seconds = time.time() - start
-        runs.append(
-            Run(draws, evals, seconds, evidence, np.nan, f"{steps} moves, {note}")
-        )
+        note = f"{steps} moves, {used} temperatures, last acceptance {accept:.2f}"
+        runs.append(Run(draws, cost(used, steps), seconds, evidence, note))
     return runs
 
 
@@ -332,5 +308,5 @@ def temperature_exchange(
             seconds,
             note=note,
         )
-        for cut in (4, 2, 1)
+        for cut in CUTS
     ]

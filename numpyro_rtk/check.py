@@ -16,7 +16,7 @@ from numpyro_rtk import paths
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.prior import check_density
 from numpyro_rtk.report import log_evidence
-from numpyro_rtk.sites import constraint_of, is_real, unconstrain_rows
+from numpyro_rtk.sites import constraint_of, unconstrain_rows
 
 __all__ = ["PriorCheck", "check_prior"]
 
@@ -138,7 +138,7 @@ def check_prior(
     mcmc, draws = _own_draws(jr.key(0) if key is None else key, model_)
     half = len(rows) // 2
     gains = [
-        _gain(log_density[half:], fit(rows[:half], rows[half:]))
+        _mean(log_density[half:] - fit(rows[:half], rows[half:]))
         for fit in (_gaussian, _mixture)
     ]
     spread = rows.std(axis=0)
@@ -171,16 +171,16 @@ def check_prior(
 def _rows(argument: str, values: Any, model_: Any) -> np.ndarray:
     """Unconstrained rows ``(n, dim)``."""
     sites = getattr(model_, "sites", None)
-    if not is_real(sites):
-        supports = {site.name: constraint_of(site.support) for site in sites or ()}
+    if sites is not None:
+        supports = {site.name: constraint_of(site.support) for site in sites}
         if isinstance(values, dict):
-            missing = [site.name for site in sites or () if site.name not in values]
+            missing = [site.name for site in sites if site.name not in values]
             if missing:
                 raise ValueError(
                     f"`{argument}` must hold every site that was learned; got none of "
                     f"{missing}."
                 )
-            values = {site.name: values[site.name] for site in sites or ()}
+            values = {site.name: values[site.name] for site in sites}
         values, _ = unconstrain_rows(values, supports)
     array = np.asarray(values, float)
     shape = tuple(model_.event_shape)
@@ -208,10 +208,6 @@ def _own_draws(key: jax.Array, model_: Any) -> tuple[MCMC, np.ndarray]:
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def _gain(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    return _mean(ours - theirs)
 
 
 def _gaussian(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:

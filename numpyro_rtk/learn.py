@@ -11,7 +11,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC
 
 from numpyro_rtk.sites import unconstrain_rows
-from numpyro_rtk.training.fit import fit as fit_rows
+from numpyro_rtk.training.fit import NOISE_RANGE, fit as fit_rows
 
 __all__ = ["fit"]
 
@@ -30,7 +30,7 @@ def fit(
     patience: int | None = 8,
     ema_decay: float = 0.998,
     standardise: str = "coordinate",
-    noise_range: tuple[float, float] = (0.02, 20.0),
+    noise_range: tuple[float, float] = NOISE_RANGE,
     checkpoint: str | os.PathLike | None = None,
     progress_bar: bool = True,
 ) -> tuple[Any, dict[str, np.ndarray]]:

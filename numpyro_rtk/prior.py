@@ -20,6 +20,7 @@ from numpyro_rtk.core.annealed import Plan, predict_down
 from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.multistep import multistep_between
 from numpyro_rtk.core.uld import uld
+from numpyro_rtk.networks.site import REAL
 from numpyro_rtk.noise import angle_ladder
 from numpyro_rtk.sites import constraint_of, split_sites, support_spec
 
@@ -197,14 +198,14 @@ def _support_of(density: Any, support: Any) -> tuple[Any, ...] | None:
     given = None if support is None else support_spec("support", support)
     sites = getattr(density, "sites", None)
     if sites is not None:
-        own = sites[0].support if sites[0].name is None else ("real",)
+        own = sites[0].support if sites[0].name is None else REAL
         if given not in (None, own):
             raise ValueError(
                 f"`support` must not be given: the density was learned on {own[0]}; got "
                 f"{given[0]}."
             )
         given = own
-    return None if given is None or given[0] in ("real", "real_vector") else given
+    return None if given == REAL else given
 
 
 def learned_sites(name: str, prior: LearnedPrior) -> dict[str, jax.Array]:

@@ -178,8 +178,7 @@ def _prior_efficiency(mcmc: Any, log_evidence: float) -> float:
     if values is None:
         return np.nan
     values = np.asarray(values, np.float64)
-    largest = values.max()
-    mean = largest + np.log(np.mean(np.exp(values - largest)))
+    mean = np.logaddexp.reduce(values) - np.log(len(values))
     return float(np.exp(np.minimum(log_evidence - mean, 0.0)))
 
 

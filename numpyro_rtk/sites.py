@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 
-from numpyro_rtk.networks.site import SiteSpec
+from numpyro_rtk.networks.site import REAL, SiteSpec, nested_tuples
 
 __all__ = [
     "constraint_of",
-    "is_real",
     "split_sites",
     "support_spec",
     "transform_of",
@@ -75,7 +74,10 @@ def constraint_of(spec: tuple[Any, ...]) -> Any:
     if not isinstance(known, type):
         return known
     return known(
-        *(value if _is_number(value) else np.asarray(value) for value in spec[1:])
+        *(
+            np.asarray(value) if isinstance(value, tuple) else value
+            for value in spec[1:]
+        )
     )
 
 
@@ -87,11 +89,6 @@ def transform_of(site: SiteSpec) -> Any:
 def unconstrained_shape(site: SiteSpec) -> tuple[int, ...]:
     """Shape of one unconstrained value."""
     return tuple(transform_of(site).inverse_shape(site.shape))
-
-
-def is_real(sites: tuple[SiteSpec, ...] | None) -> bool:
-    """Whether these are one array of unconstrained values: nothing to transform."""
-    return sites is None or (len(sites) == 1 and sites[0] == _real_array(sites[0]))
 
 
 def unconstrain_rows(
@@ -115,7 +112,7 @@ def unconstrain_rows(
         if None not in supports:
             return np.asarray(values), None
         site, rows = _unconstrain(None, values, supports[None])
-        return rows, None if is_real((site,)) else (site,)
+        return rows, None if site.support == REAL else (site,)
     unknown = sorted(set(supports) - set(values), key=str)
     if unknown:
         raise ValueError(
@@ -155,7 +152,7 @@ def _unconstrain(name: str | None, value: Any, support: Any):
         # said better, and in the same words, by the checks of the training data
         return SiteSpec(name, array.shape[1:], spec), array
     site = SiteSpec(name, tuple(array.shape[1:]), spec)
-    if site.support == ("real",):
+    if site.support == REAL:
         return site, array
     constraint = constraint_of(spec)
     inside = np.asarray(constraint(array))
@@ -177,19 +174,7 @@ def _unconstrain(name: str | None, value: Any, support: Any):
     return site, rows
 
 
-def _real_array(site: SiteSpec) -> SiteSpec:
-    return SiteSpec(None, site.shape, ("real",))
-
-
 def _plain(value: Any) -> Any:
     """A parameter as a number, or as nested tuples of numbers."""
     array = np.asarray(value, float)
-    return float(array) if array.ndim == 0 else _nested(array.tolist())
-
-
-def _nested(value: Any) -> Any:
-    return tuple(map(_nested, value)) if isinstance(value, list) else value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    return nested_tuples(array.tolist())

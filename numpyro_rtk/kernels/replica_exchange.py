@@ -271,11 +271,6 @@ class RTKReplicaExchange(PathKernel):
         return self._num_levels
 
     @property
-    def num_evals(self) -> int:
-        """Network evaluations of one draw of one chain."""
-        return self._evals_per_draw
-
-    @property
     def num_init_evals(self) -> tuple[int, int]:
         """Evaluations before the first draw: of the pilot, and per chain.
 
@@ -290,7 +285,7 @@ class RTKReplicaExchange(PathKernel):
         self._warn_of_few_levels(state)
         worst = float(np.min(np.asarray(state.swap_accept_prob)))
         return (
-            f"exact, {self._evals_per_draw} evals/draw, exchange "
+            f"exact, {self.num_evals} evals/draw, exchange "
             f"{np.mean(np.asarray(state.accept_prob)):.2f} (worst edge {worst:.2f}), "
             f"{int(np.sum(np.asarray(state.round_trips)))} round trips"
         )
@@ -341,7 +336,8 @@ class RTKReplicaExchange(PathKernel):
         return _PILOT_PARTICLES
 
     @property
-    def _evals_per_draw(self) -> int:
+    def num_evals(self) -> int:
+        """Network evaluations of one draw of one chain."""
         # the replicas are evaluated anew before each draw: the data may be others
         pair = evals_per_sweep(self._inner, self._num_levels, self._num_inner_steps)
         return self._num_levels + 1 + self._num_sweeps * pair
@@ -462,7 +458,7 @@ class RTKReplicaExchange(PathKernel):
             potential_energy=bound.log_volume - evaluation.log_density[0],
             accept_prob=jnp.zeros((), dtype),
             diverging=jnp.array(False),
-            num_score_evals=jnp.asarray(self._evals_per_draw),
+            num_score_evals=jnp.asarray(self.num_evals),
             swap_accept_prob=nothing,
             level_accept_prob=nothing,
             bridge_down=nothing,

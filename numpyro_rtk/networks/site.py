@@ -2,7 +2,10 @@
 
 from typing import Any, NamedTuple
 
-__all__ = ["SiteSpec"]
+__all__ = ["REAL", "SiteSpec", "nested_tuples"]
+
+REAL = ("real",)
+"""Support of a quantity that needs no transform."""
 
 
 class SiteSpec(NamedTuple):
@@ -23,8 +26,9 @@ class SiteSpec(NamedTuple):
     def from_json(cls, entry: Any) -> "SiteSpec":
         """From the nested lists that JSON makes of it."""
         name, shape, support = entry
-        return cls(name, tuple(int(size) for size in shape), _hashable(support))
+        return cls(name, tuple(int(size) for size in shape), nested_tuples(support))
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+def nested_tuples(value: Any) -> Any:
+    """Nested lists as nested tuples; anything else as it is."""
+    return tuple(map(nested_tuples, value)) if isinstance(value, list) else value

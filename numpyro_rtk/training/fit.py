@@ -31,9 +31,9 @@ from numpyro_rtk.training.loop import (
 )
 from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
 
-__all__ = ["fit"]
+__all__ = ["NOISE_RANGE", "fit"]
 
-_NOISE_RANGE = (0.02, 20.0)
+NOISE_RANGE = (0.02, 20.0)
 _NUM_VALIDATION_POINTS = 4096
 _STEPS_PER_CALL = 250
 
@@ -50,49 +50,14 @@ def fit(
     patience: int | None = 8,
     ema_decay: float = 0.998,
     standardise: str = "coordinate",
-    noise_range: tuple[float, float] = _NOISE_RANGE,
+    noise_range: tuple[float, float] = NOISE_RANGE,
     checkpoint: str | os.PathLike | None = None,
     progress_bar: bool = True,
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """Learn a density, at every noise level, from samples.
+    """Learn a density, at every noise level, from one array of real numbers.
 
-    ``rtk.fit`` is this function with named and constrained samples before it.
-
-    Args:
-        key: random key, typed or legacy; the result is a function of it.
-        samples: floating point array ``(n, *event_shape)``.
-        network: an energy network, trained by dual score matching, or a score network,
-            trained by denoising score matching. None: an :class:`EnergyMLP` of its
-            default size.
-        num_steps: optimiser steps, at most.
-        batch_size: noisy points a step.
-        learning_rate: the largest; it rises over the first 5 % of the steps and falls
-            to 0 along a cosine.
-        validation_fraction: of the rows, held out to choose the weights.
-        patience: stop after this many evaluations (one every 250 steps) in a row
-            without a better validation loss; None: never stop early.
-        ema_decay: of the average of the weights, which is what is returned.
-        standardise: ``"coordinate"`` or ``"global"``: one scale for each coordinate,
-            or one for all.
-        noise_range: smallest and largest noise-to-signal ratio, on the standardised
-            scale. Structure finer than the smallest is blurred.
-        checkpoint: a file to write at every evaluation. Where it is there already, by
-            an interrupted call with the same arguments, training goes on from it, to
-            the same result as without the interruption (bit for bit on the CPU).
-        progress_bar: shown unless the environment variable CI is set.
-
-    Returns:
-        The model with the best validation loss, an :class:`EnergyModel` or a
-        :class:`ScoreModel`, and the history: arrays ``step``, ``loss``,
-        ``validation_loss`` and ``wall_time`` (seconds), one entry for each evaluation,
-        and the scalars ``best_step`` and ``stopped_early``.
-
-    Raises:
-        TypeError: for arguments of the wrong kind.
-        ValueError: for arguments out of range, and for samples that have no density.
-        FloatingPointError: where the loss is not finite before any weights worth
-            returning; later than that, the best weights are returned with a warning,
-            as after an interruption from the keyboard.
+    ``rtk.fit`` is this function with named and constrained samples before it; the
+    arguments, what is returned and what is raised are described there.
     """
     start = time.perf_counter()
     key = check_key(key)
@@ -143,6 +108,7 @@ def fit(
             key,
             rows,
             model,
+            state.weights,
             num_steps=num_steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -165,11 +131,9 @@ def fit(
     return with_weights(model, weights), history
 
 
-def _fingerprint(key, rows, model, **options: float | str) -> dict[str, Any]:
+def _fingerprint(key, rows, model, weights, **options: float | str) -> dict[str, Any]:
     """What two calls must share for one to go on where the other stopped."""
-    first = [
-        np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(init(model).weights)
-    ]
+    first = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)]
     return {
         "key": np.asarray(jr.key_data(key)).tolist(),
         "samples": [list(rows.shape), zlib.crc32(np.ascontiguousarray(rows).tobytes())],

@@ -84,16 +84,16 @@ def worst_z(mcmc) -> float:
     return max(scores)
 
 
-def run(kernel) -> MCMC:
-    mcmc = MCMC(
-        kernel,
-        num_warmup=40,
-        num_samples=DRAWS,
-        num_chains=CHAINS,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(jr.key(11), jnp.array(Y))
+def run(kernel, seed=11, **options) -> MCMC:
+    settings = {
+        "num_warmup": 40,
+        "num_samples": DRAWS,
+        "num_chains": CHAINS,
+        "chain_method": "vectorized",
+        "progress_bar": False,
+    }
+    mcmc = MCMC(kernel, **(settings | options))
+    mcmc.run(jr.key(seed), jnp.array(Y))
     return mcmc
 
 
@@ -215,15 +215,8 @@ def test_replica_exchange_in_a_gibbs_block_has_the_exact_posterior():
 
 def first_draws_off() -> float:
     """The left mode's share in the first draws of 400 chains, in standard errors."""
-    mcmc = MCMC(
-        rtk.RTKReplicaExchange(model, num_levels=8, num_sweeps=1),
-        num_warmup=0,
-        num_samples=1,
-        num_chains=400,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(jr.key(5), jnp.array(Y))
+    kernel = rtk.RTKReplicaExchange(model, num_levels=8, num_sweeps=1)
+    mcmc = run(kernel, 5, num_warmup=0, num_samples=1, num_chains=400)
     x = np.asarray(mcmc.get_samples()["x"])[:, 0]
     exact = truth()["left mode"]
     return abs(np.mean(x < -0.3) - exact) / np.sqrt(exact * (1.0 - exact) / 400)
@@ -240,29 +233,20 @@ def test_short_runs_are_not_biased_by_their_start(monkeypatch):
 
 @pytest.mark.slow
 def test_sequential_chains_have_the_exact_posterior():
-    mcmc = MCMC(
-        rtk.RTKReplicaExchange(model, num_levels=8),
-        num_warmup=40,
-        num_samples=DRAWS,
-        num_chains=CHAINS,
-        chain_method="sequential",
-        progress_bar=False,
-    )
-    mcmc.run(jr.key(12), jnp.array(Y))
+    kernel = rtk.RTKReplicaExchange(model, num_levels=8)
+    mcmc = run(kernel, 12, chain_method="sequential")
     assert worst_z(mcmc) < THRESHOLD
 
 
 @pytest.mark.slow
 def test_parallel_chains_have_the_exact_posterior():
     script = f"""
-import jax, jax.numpy as jnp
-from numpyro.infer import MCMC
+import jax
 import numpyro_rtk as rtk
-from tests.kernels.test_posterior import DRAWS, THRESHOLD, Y, model, worst_z
+from tests.kernels.test_posterior import THRESHOLD, model, run, worst_z
 assert jax.local_device_count() == {CHAINS}
-mcmc = MCMC(rtk.RTKReplicaExchange(model, num_levels=8), num_warmup=40,
-    num_samples=DRAWS, num_chains={CHAINS}, chain_method="parallel", progress_bar=False)
-mcmc.run(jax.random.key(13), jnp.array(Y))
+kernel = rtk.RTKReplicaExchange(model, num_levels=8)
+mcmc = run(kernel, 13, chain_method="parallel")
 z = worst_z(mcmc)
 assert z < THRESHOLD, z
 """
