@@ -7,6 +7,9 @@ Gaussian with that covariance stays Gaussian under the process: at time ``t`` it
 is the base of the learned energies, which only have to learn the rest.
 """
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,15 @@ import numpy as np
 
 from numpyro_rtk.noise import noise_variance
 
-__all__ = ["GaussianBase", "fit_gaussian_base", "fit_loc_and_scale", "shrink_variances"]
+__all__ = [
+    "GaussianBase",
+    "Moments",
+    "fit_gaussian_base",
+    "fit_gaussian_base_in_chunks",
+    "fit_loc_and_scale",
+    "moments_in_chunks",
+    "shrink_variances",
+]
 
 
 class GaussianBase(eqx.Module):
@@ -44,21 +55,65 @@ class GaussianBase(eqx.Module):
         return self.variances * jnp.exp(-2.0 * t) + noise_variance(t)
 
 
+class Moments(NamedTuple):
+    """Of samples ``(n, *event_shape)``, in float64: all but ``num`` of ``event_shape``.
+
+    ``num``: rows. ``mean``, ``variance``: of each coordinate. ``size``: its largest
+    absolute value.
+    """
+
+    num: int
+    mean: np.ndarray
+    variance: np.ndarray
+    size: np.ndarray
+
+
+def moments_in_chunks(chunks: Iterable[np.ndarray]) -> Moments:
+    """Moments of samples that come in chunks ``(m, *event_shape)``, in one pass.
+
+    Those of two sets are merged as in Chan, Golub, LeVeque: "Algorithms for computing
+    the sample variance", The American Statistician 37 (1983). One chunk gives bit for
+    bit ``mean`` and ``var`` of NumPy.
+    """
+    whole = None
+    for chunk in chunks:
+        part = Moments(
+            len(chunk), chunk.mean(axis=0), chunk.var(axis=0), abs(chunk).max(axis=0)
+        )
+        whole = part if whole is None else _merge(whole, part)
+    if whole is None:
+        raise ValueError("`chunks` must hold at least one chunk; got none.")
+    return whole
+
+
+def _merge(one: Moments, two: Moments) -> Moments:
+    num = one.num + two.num
+    share = two.num / num
+    shift = two.mean - one.mean
+    variance = (1.0 - share) * one.variance + share * two.variance
+    return Moments(
+        num,
+        one.mean + share * shift,
+        variance + share * (1.0 - share) * shift**2,
+        np.maximum(one.size, two.size),
+    )
+
+
 def fit_loc_and_scale(
-    samples: np.ndarray, standardise: str
+    samples: np.ndarray | Moments, standardise: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the samples, on their own scale.
 
     Args:
-        samples: ``(n, *event_shape)``, float64.
+        samples: ``(n, *event_shape)``, float64; or their moments.
         standardise: ``"coordinate"``, one scale for each coordinate; ``"global"``, one
             scale for all, which keeps the ratio of their spreads.
 
     Returns:
         ``loc`` and ``scale``, both of shape ``event_shape``.
     """
-    loc = samples.mean(axis=0)
-    scale = samples.std(axis=0)
+    moments = samples if isinstance(samples, Moments) else moments_in_chunks([samples])
+    loc, scale = moments.mean, np.sqrt(moments.variance)
     if standardise == "global":
         scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
     return loc, scale
@@ -81,18 +136,38 @@ def shrink_variances(z: np.ndarray, variances: np.ndarray) -> np.ndarray:
         Ledoit, Wolf: "A well-conditioned estimator for large-dimensional covariance
         matrices", J. Multivariate Analysis 88 (2004).
     """
-    n = z.shape[0]
+    return _shrink(z.shape[0], _mean_fourth_power(z), variances)
+
+
+def _mean_fourth_power(z: np.ndarray) -> float:
+    return np.mean(np.sum(z**2, axis=1) ** 2)
+
+
+def _shrink(n: int, mean_fourth_power: float, variances: np.ndarray) -> np.ndarray:
     centre = variances.mean()
     spread = np.sum((variances - centre) ** 2)
-    noise = (np.mean(np.sum(z**2, axis=1) ** 2) - np.sum(variances**2)) / n
+    noise = (mean_fourth_power - np.sum(variances**2)) / n
     intensity = 1.0 if spread == 0.0 else float(np.clip(noise / spread, 0.0, 1.0))
     return (1.0 - intensity) * variances + intensity * centre
 
 
 def fit_gaussian_base(z: np.ndarray) -> GaussianBase:
     """The Gaussian base of standardised data ``(n, d)``, in float32."""
-    variances, axes = np.linalg.eigh(z.T @ z / z.shape[0])
-    variances = shrink_variances(z, np.maximum(variances, 0.0))
+    return fit_gaussian_base_in_chunks([z], len(z))
+
+
+def fit_gaussian_base_in_chunks(chunks: Iterable[np.ndarray], num: int) -> GaussianBase:
+    """The Gaussian base of standardised data in chunks ``(m, d)``, ``num`` rows in all.
+
+    One chunk gives bit for bit :func:`fit_gaussian_base`.
+    """
+    covariance, fourth = 0.0, 0.0
+    for z in chunks:
+        share = len(z) / num
+        covariance = covariance + share * (z.T @ z / len(z))
+        fourth = fourth + share * _mean_fourth_power(z)
+    variances, axes = np.linalg.eigh(covariance)
+    variances = _shrink(num, fourth, np.maximum(variances, 0.0))
     return GaussianBase(
         jnp.asarray(axes, jnp.float32), jnp.asarray(variances, jnp.float32)
     )
