@@ -14,7 +14,13 @@ import numpy as np
 
 from numpyro_rtk.noise import noise_variance
 
-__all__ = ["GaussianBase", "fit_gaussian_base", "fit_loc_and_scale", "shrink_variances"]
+__all__ = [
+    "GaussianBase",
+    "exchangeable_covariance",
+    "fit_gaussian_base",
+    "fit_loc_and_scale",
+    "shrink_variances",
+]
 
 
 class GaussianBase(eqx.Module):
@@ -45,7 +51,7 @@ class GaussianBase(eqx.Module):
 
 
 def fit_loc_and_scale(
-    samples: np.ndarray, standardise: str
+    samples: np.ndarray, standardise: str, exchangeable: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the samples, on their own scale.
 
@@ -53,12 +59,16 @@ def fit_loc_and_scale(
         samples: ``(n, *event_shape)``, float64.
         standardise: ``"coordinate"``, one scale for each coordinate; ``"global"``, one
             scale for all, which keeps the ratio of their spreads.
+        exchangeable: the same for every entry of the first axis of an event, as if each
+            sample stood there in every order.
 
     Returns:
         ``loc`` and ``scale``, both of shape ``event_shape``.
     """
-    loc = samples.mean(axis=0)
-    scale = samples.std(axis=0)
+    axis = (0, 1) if exchangeable else 0
+    loc, scale = samples.mean(axis=axis), samples.std(axis=axis)
+    if exchangeable:
+        loc, scale = (np.full(samples.shape[1:], value) for value in (loc, scale))
     if standardise == "global":
         scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
     return loc, scale
@@ -89,9 +99,35 @@ def shrink_variances(z: np.ndarray, variances: np.ndarray) -> np.ndarray:
     return (1.0 - intensity) * variances + intensity * centre
 
 
-def fit_gaussian_base(z: np.ndarray) -> GaussianBase:
-    """The Gaussian base of standardised data ``(n, d)``, in float32."""
-    variances, axes = np.linalg.eigh(z.T @ z / z.shape[0])
+def exchangeable_covariance(covariance: np.ndarray, num: int) -> np.ndarray:
+    """The mean of a covariance over all orders of ``num`` elements.
+
+    Args:
+        covariance: ``(num * d, num * d)``, elements one after the other.
+        num: of elements.
+
+    Returns:
+        One block for every element and one for every two, ``(num * d, num * d)``.
+    """
+    dim = len(covariance) // num
+    blocks = covariance.reshape(num, dim, num, dim)
+    own = np.einsum("idie->de", blocks) / num
+    other = (np.einsum("idje->de", blocks) - num * own) / max(num * (num - 1), 1)
+    return np.kron(np.eye(num), own - other) + np.kron(np.ones((num, num)), other)
+
+
+def fit_gaussian_base(z: np.ndarray, num_exchangeable: int = 1) -> GaussianBase:
+    """The Gaussian base of standardised data, in float32.
+
+    Args:
+        z: centred data, ``(n, d)``.
+        num_exchangeable: number of elements, one after the other, whose order is not to
+            matter; 1: one vector.
+    """
+    covariance = z.T @ z / z.shape[0]
+    if num_exchangeable > 1:
+        covariance = exchangeable_covariance(covariance, num_exchangeable)
+    variances, axes = np.linalg.eigh(covariance)
     variances = shrink_variances(z, np.maximum(variances, 0.0))
     return GaussianBase(
         jnp.asarray(axes, jnp.float32), jnp.asarray(variances, jnp.float32)

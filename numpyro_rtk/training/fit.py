@@ -150,10 +150,11 @@ def _build_model(
     noise_range: tuple[float, float],
 ) -> tuple[EnergyModel | ScoreModel, np.ndarray]:
     """The untrained model, and the standardised rows."""
-    loc, scale = fit_loc_and_scale(rows, standardise)
+    loc, scale = fit_loc_and_scale(rows, standardise, network.exchangeable)
     z = (rows - loc) / scale
+    num_elements = rows.shape[1] if network.exchangeable else 1
     parts = {
-        "base": fit_gaussian_base(z.reshape(len(z), -1)),
+        "base": fit_gaussian_base(z.reshape(len(z), -1), num_elements),
         "loc": jnp.asarray(loc, jnp.float32),
         "scale": jnp.asarray(scale, jnp.float32),
         "noise_range": (float(noise_range[0]), float(noise_range[1])),
