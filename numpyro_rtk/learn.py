@@ -55,8 +55,8 @@ def fit(
             what is not named is real.
         network: an energy network, trained by dual score matching, or a score network,
             trained by denoising score matching. None: an :class:`EnergyMLP` of its
-            default size. Its event shape is that of the unconstrained values: of several
-            sites one vector.
+            default size; :class:`EnergyUNet` is for images. Its event shape is that of
+            the unconstrained values: of several sites one vector.
         num_steps: optimiser steps, at most.
         batch_size: noisy points a step.
         learning_rate: the largest; it rises over the first 5 % of the steps and falls

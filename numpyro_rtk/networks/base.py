@@ -5,10 +5,13 @@ standardised scale of the Ornstein-Uhlenbeck process (variance about 1 at every 
 and the scalar ``log_r``, the log of the noise-to-signal ratio. The models map them
 over batches. ``hyperparameters`` returns the constructor's arguments, except ``key``,
 as values that JSON can hold; it is what ``numpyro_rtk.save`` writes.
+
+A class that does not care for the order of an event's first axis (a set of vectors)
+sets ``exchangeable = True``: ``fit`` then gives it a Gaussian base that does not either.
 """
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -19,6 +22,7 @@ __all__ = ["AbstractEnergyNetwork", "AbstractScoreNetwork"]
 class AbstractEnergyNetwork(eqx.Module):
     """A scalar function of a noisy point: the energy beyond the Gaussian base."""
 
+    exchangeable: ClassVar[bool] = False
     event_shape: eqx.AbstractVar[tuple[int, ...]]
 
     @abc.abstractmethod
@@ -33,6 +37,7 @@ class AbstractEnergyNetwork(eqx.Module):
 class AbstractScoreNetwork(eqx.Module):
     """A vector function of a noisy point: the score beyond the Gaussian base."""
 
+    exchangeable: ClassVar[bool] = False
     event_shape: eqx.AbstractVar[tuple[int, ...]]
 
     @abc.abstractmethod

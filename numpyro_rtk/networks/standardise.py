@@ -20,6 +20,7 @@ from numpyro_rtk.noise import noise_variance
 __all__ = [
     "GaussianBase",
     "Moments",
+    "exchangeable_covariance",
     "fit_gaussian_base",
     "fit_gaussian_base_in_chunks",
     "fit_loc_and_scale",
@@ -100,7 +101,7 @@ def _merge(one: Moments, two: Moments) -> Moments:
 
 
 def fit_loc_and_scale(
-    samples: np.ndarray | Moments, standardise: str
+    samples: np.ndarray | Moments, standardise: str, exchangeable: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the samples, on their own scale.
 
@@ -108,12 +109,21 @@ def fit_loc_and_scale(
         samples: ``(n, *event_shape)``, float64; or their moments.
         standardise: ``"coordinate"``, one scale for each coordinate; ``"global"``, one
             scale for all, which keeps the ratio of their spreads.
+        exchangeable: the same for every entry of the first axis of an event, as if each
+            sample stood there in every order.
 
     Returns:
         ``loc`` and ``scale``, both of shape ``event_shape``.
     """
     moments = samples if isinstance(samples, Moments) else moments_in_chunks([samples])
-    loc, scale = moments.mean, np.sqrt(moments.variance)
+    loc, variance = moments.mean, moments.variance
+    if exchangeable:
+        centre = loc.mean(axis=0)
+        variance = np.mean(variance + (loc - centre) ** 2, axis=0)
+        loc, variance = (
+            np.broadcast_to(value, moments.mean.shape) for value in (centre, variance)
+        )
+    scale = np.sqrt(variance)
     if standardise == "global":
         scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
     return loc, scale
@@ -151,21 +161,48 @@ def _shrink(n: int, mean_fourth_power: float, variances: np.ndarray) -> np.ndarr
     return (1.0 - intensity) * variances + intensity * centre
 
 
-def fit_gaussian_base(z: np.ndarray) -> GaussianBase:
+def exchangeable_covariance(covariance: np.ndarray, num: int) -> np.ndarray:
+    """The mean of a covariance over all orders of ``num`` elements.
+
+    Args:
+        covariance: ``(num * d, num * d)``, elements one after the other.
+        num: of elements.
+
+    Returns:
+        One block for every element and one for every two, ``(num * d, num * d)``.
+    """
+    dim = len(covariance) // num
+    blocks = covariance.reshape(num, dim, num, dim)
+    own = np.einsum("idie->de", blocks) / num
+    other = (np.einsum("idje->de", blocks) - num * own) / max(num * (num - 1), 1)
+    return np.kron(np.eye(num), own - other) + np.kron(np.ones((num, num)), other)
+
+
+def fit_gaussian_base(z: np.ndarray, num_exchangeable: int = 1) -> GaussianBase:
     """The Gaussian base of standardised data ``(n, d)``, in float32."""
-    return fit_gaussian_base_in_chunks([z], len(z))
+    return fit_gaussian_base_in_chunks([z], len(z), num_exchangeable)
 
 
-def fit_gaussian_base_in_chunks(chunks: Iterable[np.ndarray], num: int) -> GaussianBase:
-    """The Gaussian base of standardised data in chunks ``(m, d)``, ``num`` rows in all.
+def fit_gaussian_base_in_chunks(
+    chunks: Iterable[np.ndarray], num: int, num_exchangeable: int = 1
+) -> GaussianBase:
+    """The Gaussian base of standardised data in chunks ``(m, d)``, in float32.
 
     One chunk gives bit for bit :func:`fit_gaussian_base`.
+
+    Args:
+        chunks: centred data.
+        num: rows in all.
+        num_exchangeable: number of elements, one after the other, whose order is not to
+            matter; 1: one vector.
     """
-    covariance, fourth = 0.0, 0.0
+    covariance, fourth = np.zeros(()), 0.0
     for z in chunks:
         share = len(z) / num
         covariance = covariance + share * (z.T @ z / len(z))
         fourth = fourth + share * _mean_fourth_power(z)
+    if num_exchangeable > 1:
+        covariance = exchangeable_covariance(covariance, num_exchangeable)
     variances, axes = np.linalg.eigh(covariance)
     variances = _shrink(num, fourth, np.maximum(variances, 0.0))
     return GaussianBase(

@@ -189,7 +189,7 @@ def _build_model(
     noise_range: tuple[float, float],
 ) -> EnergyModel | ScoreModel:
     """The untrained model."""
-    loc, scale, base = rows.standardise(standardise)
+    loc, scale, base = rows.standardise(standardise, network.exchangeable)
     parts = {
         "base": base,
         "loc": jnp.asarray(loc, jnp.float32),

@@ -99,14 +99,22 @@ class AbstractRows(ABC):
     _loc: np.ndarray
     _scale: np.ndarray
 
-    def standardise(self, mode: str) -> tuple[np.ndarray, np.ndarray, GaussianBase]:
-        """``loc``, ``scale`` and the Gaussian base of what they standardise."""
-        self._loc, self._scale = fit_loc_and_scale(self._moments, mode)
+    def standardise(
+        self, mode: str, exchangeable: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, GaussianBase]:
+        """``loc``, ``scale`` and the Gaussian base of what they standardise.
+
+        Args:
+            mode: see :func:`fit_loc_and_scale`, like ``exchangeable``.
+            exchangeable: whether the order along an event's first axis is to play no part.
+        """
+        self._loc, self._scale = fit_loc_and_scale(self._moments, mode, exchangeable)
         flat = (
             self._standardised(chunk).reshape(len(chunk), -1)
             for chunk in self._chunks()
         )
-        base = fit_gaussian_base_in_chunks(flat, self._moments.num)
+        num_elements = self.event_shape[0] if exchangeable else 1
+        base = fit_gaussian_base_in_chunks(flat, self._moments.num, num_elements)
         return self._loc, self._scale, base
 
     @abstractmethod
