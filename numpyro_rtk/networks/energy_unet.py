@@ -24,7 +24,8 @@ class EnergyUNet(AbstractEnergyNetwork):
 
     with ``h`` the state at every pixel and ``b`` that of the smallest resolution, both
     of :math:`\tilde z`. So ``f`` is bounded, the Gaussian rules far from the data, and
-    the density has an integral whatever the weights; without that the energy of a
+    the density has a finite integral whatever the weights (that it is 1 is for the
+    training, and for :func:`numpyro_rtk.check_prior` to say); without that the energy of a
     linearly growing ``h`` is a quadratic form that may well fall for ever. The
     inner product of an image with a U-Net's output is the energy of Guth et al.; the
     second term adds what the shape of the image says as a whole. Starts at zero, so
