@@ -76,8 +76,8 @@ def fit(
         on_host: whether an array stays in the host's memory, or on its disk, from where
             the minibatches of some dozens of steps at a time are sent to the device. None:
             a ``np.memmap`` does, and an array of more than 2 GiB in float32. The rows
-            drawn are the same; so is the result, bit for bit, except that moments of more
-            than 8 million numbers are summed in another order.
+            drawn are the same; so is the result, bit for bit on the CPU, except that
+            moments of more than 8 million numbers are summed in another order.
         devices: JAX devices, or a mesh of one axis, that share each batch equally; their
             number must divide ``batch_size``. The loss and the weights are those of one
             device up to rounding. None: one device.
