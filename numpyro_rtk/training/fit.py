@@ -15,11 +15,17 @@ from tqdm import tqdm
 
 from numpyro_rtk._checks import check_fraction, check_positive, check_positive_int
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
+from numpyro_rtk.networks.condition import fit_conditioning
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.standardise import fit_gaussian_base, fit_loc_and_scale
 from numpyro_rtk.training.checkpoint import Progress, load_progress, save_progress
-from numpyro_rtk.training.data import check_key, check_samples, split_rows
+from numpyro_rtk.training.data import (
+    check_condition,
+    check_key,
+    check_samples,
+    split_rows,
+)
 from numpyro_rtk.training.loop import (
     Settings,
     TrainState,
@@ -42,6 +48,7 @@ def fit(
     key: jax.Array,
     samples: Any,
     *,
+    condition: Any = None,
     network: AbstractEnergyNetwork | AbstractScoreNetwork | None = None,
     num_steps: int = 4000,
     batch_size: int = 512,
@@ -72,21 +79,28 @@ def fit(
         noise_range=noise_range,
     )
     rows = check_samples(samples)
-    event_shape = rows.shape[1:]
+    event_shape, condition_shape = rows.shape[1:], None
+    if condition is not None:
+        condition = check_condition(condition, len(rows))
+        condition_shape = condition.shape[1:]
     key_network, key_split, key_validation, key_steps = jr.split(key, 4)
     if network is None:
-        network = EnergyMLP(event_shape, key=key_network)
-    _check_network(network, event_shape)
+        network = EnergyMLP(
+            event_shape, condition_shape=condition_shape, key=key_network
+        )
+    _check_network(network, event_shape, condition_shape)
 
-    model, z = _build_model(network, rows, standardise, noise_range)
+    model, z = _build_model(network, rows, condition, standardise, noise_range)
     loss_fn = (
         dual_score_matching
         if isinstance(model, EnergyModel)
         else denoising_score_matching
     )
     train, held_out = split_rows(key_split, rows.shape[0], validation_fraction)
-    z_train = jnp.asarray(z[train], jnp.float32)
-    points = _validation_points(key_validation, z[held_out], model.noise_range)
+    z_train = _rows_of(z, condition, train)
+    points = _validation_points(
+        key_validation, z, condition, held_out, model.noise_range
+    )
     settings = Settings(
         learning_rate=jnp.asarray(learning_rate, jnp.float32),
         num_steps=jnp.asarray(num_steps, jnp.float32),
@@ -107,6 +121,7 @@ def fit(
         fingerprint = _fingerprint(
             key,
             rows,
+            condition,
             model,
             state.weights,
             num_steps=num_steps,
@@ -131,12 +146,16 @@ def fit(
     return with_weights(model, weights), history
 
 
-def _fingerprint(key, rows, model, weights, **options: float | str) -> dict[str, Any]:
+def _fingerprint(
+    key, rows, condition, model, weights, **options: float | str
+) -> dict[str, Any]:
     """What two calls must share for one to go on where the other stopped."""
     first = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)]
+    summary = lambda a: [list(a.shape), zlib.crc32(np.ascontiguousarray(a).tobytes())]
     return {
         "key": np.asarray(jr.key_data(key)).tolist(),
-        "samples": [list(rows.shape), zlib.crc32(np.ascontiguousarray(rows).tobytes())],
+        "samples": summary(rows),
+        **({} if condition is None else {"condition": summary(condition)}),
         "network": [type(model.network).__name__, zlib.crc32(b"".join(first))],
         "noise_range": list(model.noise_range),
         **options,
@@ -146,14 +165,19 @@ def _fingerprint(key, rows, model, weights, **options: float | str) -> dict[str,
 def _build_model(
     network: AbstractEnergyNetwork | AbstractScoreNetwork,
     rows: np.ndarray,
+    condition: np.ndarray | None,
     standardise: str,
     noise_range: tuple[float, float],
 ) -> tuple[EnergyModel | ScoreModel, np.ndarray]:
     """The untrained model, and the standardised rows."""
     loc, scale = fit_loc_and_scale(rows, standardise)
     z = (rows - loc) / scale
+    conditioning, residual = None, z.reshape(len(z), -1)
+    if condition is not None:
+        conditioning, residual = fit_conditioning(residual, condition)
     parts = {
-        "base": fit_gaussian_base(z.reshape(len(z), -1)),
+        "base": fit_gaussian_base(residual),
+        "conditioning": conditioning,
         "loc": jnp.asarray(loc, jnp.float32),
         "scale": jnp.asarray(scale, jnp.float32),
         "noise_range": (float(noise_range[0]), float(noise_range[1])),
@@ -238,20 +262,34 @@ def _report_divergence(
     )
 
 
+def _rows_of(z: np.ndarray, condition: np.ndarray | None, chosen: np.ndarray) -> Any:
+    """These rows, or rows and conditions, as the loop takes them."""
+    of = lambda values: jnp.asarray(values[chosen], jnp.float32)
+    return of(z) if condition is None else (of(z), of(condition))
+
+
 def _validation_points(
-    key: jax.Array, z: np.ndarray, noise_range: tuple[float, float]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    key: jax.Array,
+    z: np.ndarray,
+    condition: np.ndarray | None,
+    held_out: np.ndarray,
+    noise_range: tuple[float, float],
+) -> tuple[Any, jax.Array, jax.Array]:
     """Held-out rows, each several times if they are few, with fixed noise."""
     key_noise, key_level, key_order = jr.split(key, 3)
-    num = max(_NUM_VALIDATION_POINTS // len(z), 1) * len(z)
-    rows = np.tile(np.arange(len(z)), num // len(z))[:_NUM_VALIDATION_POINTS]
-    z0 = jnp.asarray(z[rows], jnp.float32)
-    e = jr.normal(key_noise, z0.shape, jnp.float32)
+    repeats = max(_NUM_VALIDATION_POINTS // len(held_out), 1)
+    rows = np.tile(held_out, repeats)[:_NUM_VALIDATION_POINTS]
+    z0 = _rows_of(z, condition, rows)
+    e = jr.normal(key_noise, (len(rows), *z.shape[1:]), jnp.float32)
     log_r = draw_noise_levels(key_level, len(rows), noise_range)
     return z0, e, jr.permutation(key_order, log_r)
 
 
-def _check_network(network: object, event_shape: tuple[int, ...]) -> None:
+def _check_network(
+    network: object,
+    event_shape: tuple[int, ...],
+    condition_shape: tuple[int, ...] | None,
+) -> None:
     if not isinstance(network, AbstractEnergyNetwork | AbstractScoreNetwork):
         raise TypeError(
             "`network` must be an energy network (`EnergyMLP`), a score network "
@@ -263,6 +301,13 @@ def _check_network(network: object, event_shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"`network` must be made for the event shape of `samples`, {event_shape}; "
             f"got one for {network.event_shape}."
+        )
+    theirs = getattr(network, "condition_shape", None)
+    if theirs != condition_shape:
+        raise ValueError(
+            f"`network` must be made for a condition of shape {condition_shape}, that "
+            f"of `condition`; got one for {theirs}. Build it with "
+            f"`condition_shape={condition_shape}`."
         )
 
 

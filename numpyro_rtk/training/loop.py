@@ -103,7 +103,7 @@ def run_steps(
     state: TrainState,
     settings: Settings,
     key: jax.Array,
-    z: jax.Array,
+    z: Any,
     num_steps: jax.Array,
     batch_size: int,
 ) -> tuple[TrainState, jax.Array]:
@@ -120,7 +120,8 @@ def run_steps(
         state: where to start.
         settings: of the optimisation.
         key: random key, the same for all calls of one fit.
-        z: standardised rows, ``(n, *event_shape)``.
+        z: standardised rows, ``(n, *event_shape)``; of a conditional model a pair of
+            them and their conditions, ``(n, *condition_shape)``.
         num_steps: an integer scalar.
         batch_size: points a step.
 
@@ -131,8 +132,11 @@ def run_steps(
     def one(_, carry):
         state, total = carry
         key_rows, key_noise, key_level = jr.split(jr.fold_in(key, state.step), 3)
-        z0 = z[jr.randint(key_rows, (batch_size,), 0, z.shape[0])]
-        e = jr.normal(key_noise, z0.shape, z.dtype)
+        num_rows = jax.tree.leaves(z)[0].shape[0]
+        chosen = jr.randint(key_rows, (batch_size,), 0, num_rows)
+        z0 = jax.tree.map(lambda rows: rows[chosen], z)
+        first = jax.tree.leaves(z0)[0]
+        e = jr.normal(key_noise, first.shape, first.dtype)
         log_r = draw_noise_levels(key_level, batch_size, model.noise_range)
         mean_loss = lambda weights: _mean_loss(loss_fn, model, weights, z0, e, log_r)
         loss, grads = jax.value_and_grad(mean_loss)(state.weights)
@@ -155,7 +159,7 @@ def validate(
     loss_fn: LossFn,
     model: Any,
     weights: Any,
-    z0: jax.Array,
+    z0: Any,
     e: jax.Array,
     log_r: jax.Array,
 ) -> jax.Array:
@@ -165,7 +169,14 @@ def validate(
 
 def _mean_loss(loss_fn, model, weights, z0, e, log_r):
     model = with_weights(model, weights)
-    return jnp.mean(jax.vmap(lambda *point: loss_fn(model, *point))(z0, e, log_r))
+
+    def loss(z0, e, log_r):
+        if isinstance(z0, tuple):
+            z0, condition = z0
+            return loss_fn(model.given(condition), z0, e, log_r)
+        return loss_fn(model, z0, e, log_r)
+
+    return jnp.mean(jax.vmap(loss)(z0, e, log_r))
 
 
 def _learning_rate(settings: Settings, step: jax.Array) -> jax.Array:
