@@ -31,6 +31,7 @@ __all__ = ["LearnedPrior", "check_density", "learned_sites"]
 _NUM_SEGMENTS = 25
 _NUM_STEPS = (4, 3, *(0,) * (_NUM_SEGMENTS - 2))
 _STEP_SIZE = 0.6
+_FEW_PARTICLES = 64  # of the calibration, where every condition needs its own
 
 
 def check_density(name: str, density: Any) -> None:
@@ -222,7 +223,7 @@ class LearnedPrior(dist.Distribution):
         def of_one(key, c):
             density = self.density.given(c)
             base = paths.standardised(density, process=self.density)
-            plan = lambda: (base, self._plan_by(self._moment(base)))
+            plan = lambda: (base, self._plan_by(self._moment(base, _FEW_PARTICLES)))
             return self._sample_free(key, sample_shape, density, plan)
 
         c = jnp.reshape(self._condition, (-1, *shape))
@@ -263,12 +264,12 @@ class LearnedPrior(dist.Distribution):
                 self._second_moment = np.asarray(moment)
         return base, self._plan_by(jnp.asarray(moment))
 
-    def _moment(self, base: paths.BaseFn) -> jax.Array:
+    def _moment(self, base: paths.BaseFn, num_particles: int = 256) -> jax.Array:
         # The same fixed key each time: under vmap the calibration is done once.
         dim = math.prod(self.density.event_shape)
         times = angle_ladder(_NUM_SEGMENTS)
-        calibrate = jax.jit(lambda key: paths.calibrate(key, base, times, dim))
-        return calibrate(jr.key(0))
+        calibrate = lambda key: paths.calibrate(key, base, times, dim, num_particles)
+        return jax.jit(calibrate)(jr.key(0))
 
     def _plan_by(self, moment: jax.Array) -> Plan:
         times = angle_ladder(_NUM_SEGMENTS)

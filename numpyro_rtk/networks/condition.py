@@ -135,9 +135,12 @@ def as_condition(name: str, condition: Any) -> jax.Array:
         ValueError: for values that are not finite, where they are known.
     """
     message = f"`{name}` must be an array of numbers; got {{}}."
+    # a string would be taken for the name of a type
+    if any(isinstance(leaf, str | bytes) for leaf in jax.tree.leaves(condition)):
+        raise TypeError(message.format(repr(condition)[:60]))
     try:
         array = jnp.asarray(condition)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(message.format(type(condition).__name__)) from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         if not jnp.issubdtype(array.dtype, np.integer) and array.dtype != bool:
@@ -186,12 +189,18 @@ def fit_conditioning(
     covariance = c.T @ c / num + dim / num * np.eye(dim)
     weights = np.linalg.solve(covariance, c.T @ z / num).T
     residual = z - c @ weights.T
-    determined = np.flatnonzero(residual.std(axis=0) < 1e-3 * z.std(axis=0))
-    if determined.size and num > 2 * dim:
+    if num > 2 * dim:
+        _check_undetermined(z, c)
+    arrays = (jnp.asarray(a, jnp.float32) for a in (loc, scale, weights))
+    return Conditioning(*arrays), residual
+
+
+def _check_undetermined(z: np.ndarray, c: np.ndarray) -> None:
+    left = z - c @ np.linalg.lstsq(c, z, rcond=None)[0]
+    determined = np.flatnonzero(left.std(axis=0) < 1e-3 * z.std(axis=0))
+    if determined.size:
         raise ValueError(
             "`samples` must not be a linear function of `condition`: given that, they "
             f"have no density; got {determined.size} such coordinates, the first at "
             f"flat index {determined[0]}. Drop these coordinates."
         )
-    arrays = (jnp.asarray(a, jnp.float32) for a in (loc, scale, weights))
-    return Conditioning(*arrays), residual
