@@ -15,11 +15,14 @@ from numpyro_rtk.kernels.rtk_uld import RTKULD as RTKULD
 from numpyro_rtk.learn import fit as fit
 from numpyro_rtk.mixture import GaussianMixture as GaussianMixture
 from numpyro_rtk.networks.energy_mlp import EnergyMLP as EnergyMLP
+from numpyro_rtk.networks.energy_set import EnergySet as EnergySet
+from numpyro_rtk.networks.energy_unet import EnergyUNet as EnergyUNet
 from numpyro_rtk.networks.model import (
     EnergyModel as EnergyModel,
     ScoreModel as ScoreModel,
 )
 from numpyro_rtk.networks.score_mlp import ScoreMLP as ScoreMLP
+from numpyro_rtk.networks.score_unet import ScoreUNet as ScoreUNet
 from numpyro_rtk.prior import (
     LearnedPrior as LearnedPrior,
     learned_sites as learned_sites,

@@ -30,8 +30,11 @@ import numpy as np
 from numpyro_rtk._file import read_arrays, write_arrays
 from numpyro_rtk.networks.condition import Conditioning
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
+from numpyro_rtk.networks.energy_set import EnergySet
+from numpyro_rtk.networks.energy_unet import EnergyUNet
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.score_mlp import ScoreMLP
+from numpyro_rtk.networks.score_unet import ScoreUNet
 from numpyro_rtk.networks.shapes import as_condition_shape
 from numpyro_rtk.networks.site import SiteSpec
 from numpyro_rtk.networks.standardise import GaussianBase
@@ -43,7 +46,10 @@ _FORMAT = "numpyro_rtk model"
 # written as version 1.
 _VERSIONS = (1, 2, 3)
 _MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
-_NETWORKS: dict[str, Any] = {"EnergyMLP": EnergyMLP, "ScoreMLP": ScoreMLP}
+_NETWORKS: dict[str, Any] = {
+    network.__name__: network
+    for network in (EnergyMLP, EnergySet, EnergyUNet, ScoreMLP, ScoreUNet)
+}
 _KINDS = {"model": str, "noise_range": list, "network": str, "hyperparameters": dict}
 
 

@@ -12,6 +12,7 @@ from numpyro.infer import MCMC
 
 from numpyro_rtk.sites import unconstrain_rows
 from numpyro_rtk.training.fit import NOISE_RANGE, fit as fit_rows
+from numpyro_rtk.training.rows import is_stream
 
 __all__ = ["fit"]
 
@@ -33,6 +34,8 @@ def fit(
     standardise: str = "coordinate",
     noise_range: tuple[float, float] = NOISE_RANGE,
     checkpoint: str | os.PathLike | None = None,
+    on_host: bool | None = None,
+    devices: Sequence[Any] | jax.sharding.Mesh | None = None,
     progress_bar: bool = True,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Learn a density, at every noise level, from samples.
@@ -42,7 +45,10 @@ def fit(
         samples: a floating point array ``(n, *event_shape)``; a dict of such arrays, one
             joint density; or yesterday's posterior: a finished ``numpyro.infer.MCMC``
             (its latent sites, with their supports), InferenceData or a DataTree (all
-            variables of the group ``posterior``).
+            variables of the group ``posterior``). For more than fits the memory: a
+            ``np.memmap``; or a stream, an object that ``iter()`` starts anew or a
+            function without arguments that returns an iterator, over arrays
+            ``(m, *event_shape)`` of any ``m`` (see below).
         sites: names to take, of a dict or a run; None takes all. For an ``MCMC`` a
             deterministic site may be named as well; its support must then be given.
         support: a NumPyro constraint (of a dict or a run: a dict of them by name). The
@@ -53,8 +59,9 @@ def fit(
             Categories are given as one column of 0 and 1 each.
         network: an energy network, trained by dual score matching, or a score network,
             trained by denoising score matching. None: an :class:`EnergyMLP` of its
-            default size. Its event shape is that of the unconstrained values: of several
-            sites one vector; its condition shape that of ``condition``.
+            default size; :class:`EnergyUNet` is for images. Its event shape is that of
+            the unconstrained values: of several sites one vector; its condition shape
+            that of ``condition``.
         num_steps: optimiser steps, at most.
         batch_size: noisy points a step.
         learning_rate: the largest; it rises over the first 5 % of the steps and falls
@@ -71,7 +78,22 @@ def fit(
         checkpoint: a file to write at every evaluation. Where it is there already, by
             an interrupted call with the same arguments, training goes on from it, to
             the same result as without the interruption (bit for bit on the CPU).
+        on_host: whether an array stays in the host's memory, or on its disk, from where
+            the minibatches of some dozens of steps at a time are sent to the device. None:
+            a ``np.memmap`` does, and an array of more than 2 GiB in float32. The rows
+            drawn are the same; so is the result, bit for bit, except that moments of more
+            than 8 million numbers are summed in another order.
+        devices: JAX devices, or a mesh of one axis, that share each batch equally; their
+            number must divide ``batch_size``. The loss and the weights are those of one
+            device up to rounding. None: one device.
         progress_bar: shown unless the environment variable CI is set.
+
+    A stream is read in order and started anew where it ends; each step takes the next
+    ``batch_size`` rows, so the stream itself must *shuffle* them. Its first 32,768 rows
+    (all, if they are fewer) give the standardisation, the Gaussian base and the rows held
+    out, which are left out of each pass by their place. ``validation_fraction`` is of
+    these. A fit with a checkpoint reads the stream up to where it was; it ends as an
+    unbroken one if the stream yields the same again.
 
     Returns:
         The model with the best validation loss, an :class:`EnergyModel` or a
@@ -89,7 +111,10 @@ def fit(
             as after an interruption from the keyboard.
     """
     values, supports = _collect(samples, sites, support)
-    rows, specs = unconstrain_rows(values, supports)
+    if is_stream(values):
+        rows, specs = values, None
+    else:
+        rows, specs = unconstrain_rows(values, supports)
     if isinstance(values, Mapping):
         _check_independent(rows, list(values))
     model_, history = fit_rows(
@@ -106,6 +131,8 @@ def fit(
         standardise=standardise,
         noise_range=noise_range,
         checkpoint=checkpoint,
+        on_host=on_host,
+        devices=devices,
         progress_bar=progress_bar,
     )
     if specs is not None:
@@ -128,7 +155,18 @@ def _collect(samples: Any, sites: Any, support: Any) -> tuple[Any, dict]:
                 "`sites` must be None for one array, which has no names; got "
                 f"{sites!r}."
             )
+        if support is not None and is_stream(samples):
+            raise ValueError(
+                "`support` must be None for an iterator; got "
+                f"{support!r}. Yield unconstrained values, `biject_to(support).inv(x)`."
+            )
         return samples, {} if support is None else {None: support}
+    streams = [name for name, value in values.items() if is_stream(value)]
+    if streams:
+        raise TypeError(
+            f"`samples` must hold arrays where it is a dict; got iterators for {streams}. "
+            "Pass one iterator, over arrays of all unconstrained values of a row."
+        )
     if not values:
         raise ValueError("`samples` must hold at least one site; got none.")
     if support is not None and not isinstance(support, Mapping):

@@ -110,7 +110,8 @@ def unconstrain_rows(
     """
     if not isinstance(values, Mapping):
         if None not in supports:
-            return np.asarray(values), None
+            # a memory map stays one
+            return np.asanyarray(values), None
         site, rows = _unconstrain(None, values, supports[None])
         return rows, None if site.support == REAL else (site,)
     unknown = sorted(set(supports) - set(values), key=str)

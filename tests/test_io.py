@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from numpyro_rtk.io import load, save
-from numpyro_rtk.networks import EnergyMLP, EnergyModel, ScoreMLP, ScoreModel
+from numpyro_rtk.networks import (
+    EnergyMLP,
+    EnergyModel,
+    EnergySet,
+    EnergyUNet,
+    ScoreMLP,
+    ScoreModel,
+    ScoreUNet,
+)
 from numpyro_rtk.networks.standardise import GaussianBase
 
 
@@ -58,6 +66,26 @@ def test_round_trip_is_equal_to_the_last_bit(
     assert bool(eqx.tree_equal(again, model))
     save(tmp_path / "again.rtk", again)
     assert (tmp_path / "again.rtk").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("network_class", "event_shape", "options"),
+    [
+        (EnergyUNet, (5, 4), {"channels": 3, "depth": 2}),
+        (ScoreUNet, (4, 5, 2), {"channels": 2, "depth": 3}),
+        (EnergySet, (3, 2), {"width": 5, "depth": 2}),
+    ],
+)
+def test_round_trip_of_images_and_sets(tmp_path, network_class, event_shape, options):
+    network = network_class(event_shape, **options, key=jr.key(1))
+    like = build_model(
+        ScoreMLP if network_class is ScoreUNet else EnergyMLP, event_shape
+    )
+    model = eqx.tree_at(lambda model: model.network, like, network)
+    save(tmp_path / "model.rtk", model)
+    again = load(tmp_path / "model.rtk")
+    assert type(again.network) is network_class
+    assert bool(eqx.tree_equal(again, model))
 
 
 def test_loaded_model_computes_the_same(saved):

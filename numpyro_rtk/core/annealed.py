@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.inner import InnerNoise, InnerSampler, draw_noise
 from numpyro_rtk.core.multistep import Multistep, clean_mean, predict
 from numpyro_rtk.core.segment import (
     DensityFn,
@@ -235,12 +235,12 @@ def _descend(key, carry, path, plan, inner, num_steps):
     def build(steps: int):
         def body(carry, inputs):
             x, upper, log_weight = carry
-            keys, noise, low, *settings = inputs
+            random, noise, low, *settings = inputs
             segment = settings[0]
             start = sample_start(segment, x, upper.score, noise)
             at_start = path(start, low)
             z, lower, info = inner_steps(
-                keys, x, start, at_start, low, settings, path, inner, steps
+                random, x, start, at_start, low, settings, path, inner, steps
             )
             log_weight = log_weight - noising_misfit(segment, x, start)
             log_weight = log_weight + _steps_ratio(at_start, lower)
@@ -248,13 +248,13 @@ def _descend(key, carry, path, plan, inner, num_steps):
 
         return body
 
-    keys, noise = _random(key, plan, num_steps)
+    random, noise = _random(key, plan, inner, num_steps)
     x, upper, log_weight = carry
     # log N(x_k; a z_0, v) - log q(z_0 | x_k) over all segments, but for the first's
     # distances: in a start's own units its draw is the noise
     log_weight = log_weight + jnp.sum(log_volume_ratio(plan.segments))
     log_weight = log_weight + 0.5 * jnp.sum(jnp.square(noise))
-    xs = (keys, noise, _slice(plan.levels, slice(None, -1)), *plan[1:])
+    xs = (random, noise, _slice(plan.levels, slice(None, -1)), *plan[1:])
     return _scan_groups(build, (x, upper, log_weight), xs, num_steps, reverse=True)
 
 
@@ -282,11 +282,11 @@ def anneal_up(
     def ascend(steps: int):
         def body(carry, inputs):
             z, lower, log_weight = carry
-            keys, noise, (low, high), *settings = inputs
+            random, noise, (low, high), *settings = inputs
             segment = settings[0]
             x = sample_noising(segment, z, noise)
             start, at_start, info = inner_steps(
-                keys, x, z, lower, low, settings, path, inner, steps
+                random, x, z, lower, low, settings, path, inner, steps
             )
             upper = path(x, high)
             log_weight = log_weight - noising_misfit(segment, x, start)
@@ -298,7 +298,7 @@ def anneal_up(
 
     levels = (_slice(plan.levels, slice(None, -1)), _slice(plan.levels, slice(1, None)))
     carry = (bottom, evaluation, jnp.sum(log_volume_ratio(plan.segments)))
-    xs = (*_random(key, plan, num_steps), levels, *plan[1:])
+    xs = (*_random(key, plan, inner, num_steps), levels, *plan[1:])
     carry, info = _scan_groups(ascend, carry, xs, num_steps, reverse=False)
     top, upper, log_weight = carry
     # What no run down can retrace is never left for one (+inf); a draw without density
@@ -380,7 +380,7 @@ def _steps_ratio(at_start: Evaluation, lower: Evaluation) -> jax.Array:
 
 
 def inner_steps(
-    keys: jax.Array,
+    noise: InnerNoise,
     x: jax.Array,
     z: jax.Array,
     lower: Evaluation,
@@ -393,7 +393,7 @@ def inner_steps(
     """``steps`` inner steps on the reverse kernel of ``z`` given ``x``.
 
     ``settings`` are the plan's segment (of which the noising alone is read), step size
-    and scale here; ``keys`` are one for the start and one for each step.
+    and scale here; ``noise`` is for as many steps or more.
     """
     segment, step_size, scale = settings
     if steps == 0:
@@ -403,16 +403,16 @@ def inner_steps(
     lower_fn: DensityFn = lambda position: path(position, level)
     target = reverse_kernel(segment, x, lower_fn)
 
-    def body(state, key):
-        state, info = inner.step(key, state, target, step_size, scale)
+    def body(state, random):
+        state, info = inner.step(random, state, target, step_size, scale)
         return state, (info.accept_prob, info.is_diverging)
 
-    state = inner.init(keys[0], z, with_noising(segment, x, z, lower))
+    state = inner.init(noise.start, z, with_noising(segment, x, z, lower))
     if steps == 1:
-        state, (accept_prob, is_diverging) = body(state, keys[1])
+        state, (accept_prob, is_diverging) = body(state, _slice(noise.steps, 0))
     else:
-        rest = keys[1 : steps + 1]
-        state, (accept_prob, is_diverging) = jax.lax.scan(body, state, rest)
+        each = _slice(noise.steps, slice(None, steps))
+        state, (accept_prob, is_diverging) = jax.lax.scan(body, state, each)
     lower = without_noising(segment, x, state.position, state.evaluation)
     return state.position, lower, (jnp.mean(accept_prob), jnp.any(is_diverging))
 
@@ -444,16 +444,21 @@ def _collect(info):
 
 
 def _random(
-    key: jax.Array, plan: Plan, num_steps: Sequence[int]
-) -> tuple[jax.Array, jax.Array]:
-    """Keys ``(K, 1 + steps)`` for the inner steps, standard normal noise ``(K, dim)``.
-
-    Drawn at once: random numbers inside the scan cost more than a small network there.
-    """
+    key: jax.Array, plan: Plan, inner: InnerSampler, num_steps: Sequence[int]
+) -> tuple[InnerNoise, jax.Array]:
+    """Noise of the inner steps, leading axis K, and of the starts, ``(K, dim)``."""
     key_steps, key_noise = jr.split(key)
-    shape, dtype = plan.scale.shape, plan.scale.dtype
-    keys = jr.split(key_steps, (shape[0], 1 + max(num_steps)))
-    return keys, jr.normal(key_noise, shape, dtype)
+    (num_segments, dim), dtype = plan.scale.shape, plan.scale.dtype
+    # nothing is drawn for the segments without steps; most have none
+    stepping = [k for k, steps in enumerate(num_steps) if steps]
+    drawn = draw_noise(key_steps, inner, (len(stepping),), max(num_steps), dim, dtype)
+    spread = lambda leaf: (
+        jnp.zeros((num_segments, *leaf.shape[1:]), dtype)
+        .at[jnp.array(stepping, int)]
+        .set(leaf)
+    )
+    noise = jr.normal(key_noise, (num_segments, dim), dtype)
+    return jax.tree.map(spread, drawn), noise
 
 
 def _slice(tree: Any, index: Any) -> Any:

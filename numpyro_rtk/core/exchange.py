@@ -33,7 +33,15 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk.core.annealed import Path, inner_steps, log_reference
-from numpyro_rtk.core.inner import InnerSampler, stretch
+from numpyro_rtk.core.inner import (
+    InnerNoise,
+    InnerSampler,
+    StepNoise,
+    accept,
+    cut_draws,
+    normal_shapes,
+    stretch,
+)
 from numpyro_rtk.core.segment import Evaluation, noising_misfit, sample_noising
 
 __all__ = [
@@ -41,7 +49,9 @@ __all__ = [
     "ExchangePlan",
     "Replicas",
     "SweepInfo",
+    "SweepNoise",
     "bridge_terms",
+    "draw_sweeps",
     "evals_per_sweep",
     "evaluate_all",
     "sweep",
@@ -105,6 +115,26 @@ class Replicas(NamedTuple):
     round_trips: jax.Array
 
 
+class SweepNoise(NamedTuple):
+    """Random numbers of one sweep; see :func:`draw_sweeps`.
+
+    Attributes:
+        local: of the local moves, leading axis K.
+        top: the new top replica, ``(dim,)``.
+        exchange: of the starts and of the noised states, ``(2, pairs, dim)``.
+        down: of inner steps after the starts, leading axis of pairs.
+        up: of those that are undone.
+        accept: uniforms of the exchanges, ``(pairs,)``.
+    """
+
+    local: InnerNoise
+    top: jax.Array
+    exchange: jax.Array
+    down: InnerNoise
+    up: InnerNoise
+    accept: jax.Array
+
+
 class SweepInfo(NamedTuple):
     """What a sweep reports; edges that were not tried hold NaN.
 
@@ -149,8 +179,54 @@ def evaluate_all(path: Path, levels: Any, position: jax.Array) -> Evaluation:
     return _evaluate(path, levels, position, index)
 
 
-def sweep(
+def draw_sweeps(
     key: jax.Array,
+    plan: ExchangePlan,
+    inner: InnerSampler,
+    num_sweeps: int,
+    num_steps: int = 0,
+) -> SweepNoise:
+    """The random numbers of ``num_sweeps`` sweeps, which are the leading axis.
+
+    Args:
+        key: PRNG key.
+        plan: of which the sizes and the type are read.
+        inner: the inner sampler.
+        num_sweeps: how many.
+        num_steps: inner steps in each exchange.
+    """
+    num_levels, dim = plan.edges.shift.shape
+    dtype, pairs = plan.edges.shift.dtype, (num_levels + 1) // 2
+    key_normal, key_uniform = jr.split(key)
+    # chains and steps of: local moves, inner steps down, inner steps undone
+    chains = ((num_levels, 1), (pairs, num_steps), (pairs, num_steps))
+    normals = [
+        (count, *shape)
+        for count, num in chains
+        for shape in normal_shapes(inner, num, dim)
+    ]
+    # two calls for all of it: the generator's loop costs more than its numbers
+    *inner_normals, top, exchange = cut_draws(
+        jr.normal,
+        key_normal,
+        (num_sweeps,),
+        [*normals, (dim,), (2, pairs, dim)],
+        dtype,
+    )
+    *uniforms, decisions = cut_draws(
+        jr.uniform, key_uniform, (num_sweeps,), [*chains, (pairs,)], dtype
+    )
+    local, down, up = (
+        InnerNoise(start, StepNoise(steps, uniform))
+        for start, steps, uniform in zip(
+            inner_normals[::2], inner_normals[1::2], uniforms, strict=True
+        )
+    )
+    return SweepNoise(local, top, exchange, down, up, decisions)
+
+
+def sweep(
+    noise: SweepNoise,
     replicas: Replicas,
     path: Path,
     plan: ExchangePlan,
@@ -163,7 +239,7 @@ def sweep(
     """Local moves, a new top, and exchanges on the edges of one parity.
 
     Args:
-        key: PRNG key.
+        noise: of one sweep, see :func:`draw_sweeps`.
         replicas: the state; its evaluations belong to ``path`` and ``plan.levels``.
         path: the intermediate targets.
         plan: levels, edges, step sizes and scales.
@@ -172,68 +248,58 @@ def sweep(
         num_steps: inner steps in each exchange, a static integer.
         exchange: ``"rtk"``, or ``"swap"`` for plain swaps.
     """
-    key_local, key_top, key_exchange = jr.split(key, 3)
-    replicas, local_accept, is_diverging = _move(key_local, replicas, path, plan, inner)
-    replicas = _redraw_top(key_top, replicas)
+    replicas, local_accept, is_diverging = _move(noise, replicas, path, plan, inner)
     replicas, info = _exchange(
-        key_exchange, replicas, path, plan, inner, parity, num_steps, exchange
+        noise, replicas, path, plan, inner, parity, num_steps, exchange
     )
     return _count_round_trips(replicas), info._replace(
         local_accept_prob=local_accept, is_diverging=is_diverging
     )
 
 
-def _move(key, replicas, path, plan, inner):
-    """One inner step at every level below the top."""
+def _move(noise, replicas, path, plan, inner):
+    """One inner step at every level below the top, which is drawn anew."""
     num_levels = plan.step_size.shape[0]
 
-    def step(key, x, evaluation, level, step_size, scale):
-        key_init, key_step = jr.split(key)
-        state = inner.init(key_init, x, evaluation)
+    def step(noise, x, evaluation, level, step_size, scale):
+        state = inner.init(noise.start, x, evaluation)
         target = lambda z: path(z, level)
-        state, info = inner.step(key_step, state, target, step_size, scale)
+        only = jax.tree.map(lambda leaf: leaf[0], noise.steps)
+        state, info = inner.step(only, state, target, step_size, scale)
         return state.position, state.evaluation, info.accept_prob, info.is_diverging
 
     below = lambda tree: jax.tree.map(lambda leaf: leaf[:num_levels], tree)
     x, evaluation, accept_prob, is_diverging = jax.vmap(step)(
-        jr.split(key, num_levels),
+        noise.local,
         below(replicas.position),
         below(replicas.evaluation),
         below(plan.levels),
         plan.step_size,
         plan.scale,
     )
+    top = Evaluation(log_reference(noise.top), -noise.top)
     position, evaluation = jax.tree.map(
-        lambda new, old: jnp.concatenate([new, old[num_levels:]]),
+        lambda rest, last: jnp.concatenate([rest, last[None]]),
         (x, evaluation),
-        (replicas.position, replicas.evaluation),
+        (noise.top, top),
     )
     moved = replicas._replace(position=position, evaluation=evaluation)
     return moved, accept_prob, is_diverging[0]
 
 
-def _redraw_top(key: jax.Array, replicas: Replicas) -> Replicas:
-    x = jr.normal(key, replicas.position.shape[1:], replicas.position.dtype)
-    value, score = replicas.evaluation
-    evaluation = Evaluation(value.at[-1].set(log_reference(x)), score.at[-1].set(-x))
-    position = replicas.position.at[-1].set(x)
-    return replicas._replace(position=position, evaluation=evaluation)
-
-
-def _exchange(key, replicas, path, plan, inner, parity, num_steps, exchange):
-    num_edges, dim = plan.edges.shift.shape
+def _exchange(noise, replicas, path, plan, inner, parity, num_steps, exchange):
+    num_edges = plan.edges.shift.shape[0]
     pairs = (num_edges + 1) // 2
     low = parity + 2 * jnp.arange(pairs)
     is_edge = low < num_edges  # with an odd number of edges the last pair may be none
     index = jnp.minimum(low, num_edges - 1)
     edges = _take(plan.edges, index)
-    x_low, e_low = _take((replicas.position, replicas.evaluation), index)
-    x_high, e_high = _take((replicas.position, replicas.evaluation), index + 1)
+    state = (replicas.position, replicas.evaluation, replicas.phase)
+    lower, upper = _pairs(state, parity, pairs)
+    (x_low, e_low, phase_low), (x_high, e_high, phase_high) = lower, upper
 
-    key_noise, key_down, key_up, key_accept = jr.split(key, 4)
     propose = _propose_swap if exchange == "swap" else _propose
-    noise = jr.normal(key_noise, (2, pairs, dim), x_low.dtype)
-    start, u = jax.vmap(propose)(edges, x_low, x_high, e_high.score, noise[0], noise[1])
+    start, u = jax.vmap(propose)(edges, x_low, x_high, e_high.score, *noise.exchange)
     both = _evaluate(
         path,
         plan.levels,
@@ -246,8 +312,8 @@ def _exchange(key, replicas, path, plan, inner, parity, num_steps, exchange):
     )
     # down: inner steps after the start; up: the same steps, undone
     steps = _reverse_steps(path, plan, inner, index, edges, num_steps)
-    z, at_z = steps(key_down, x_high, start, at_start)
-    undone, at_undone = steps(key_up, u, x_low, e_low)
+    z, at_z = steps(noise.down, x_high, start, at_start)
+    undone, at_undone = steps(noise.up, u, x_low, e_low)
 
     works = jax.vmap(_swap_work if exchange == "swap" else work)
     down = works(edges, start, x_high, at_start, e_high)
@@ -255,32 +321,21 @@ def _exchange(key, replicas, path, plan, inner, parity, num_steps, exchange):
     log_ratio = down - up
     log_ratio = jnp.where(jnp.isnan(log_ratio) | ~is_edge, -jnp.inf, log_ratio)
     accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
-    accepted = jr.uniform(key_accept, (pairs,), x_low.dtype) < accept_prob
+    accepted = noise.accept < accept_prob
 
-    def settle(tree, lower, upper):
-        # where refused, or no edge at all, the index is out of range and dropped
-        at = jnp.where(accepted, index, num_edges + 1)
-        return jax.tree.map(
-            lambda leaf, lo, hi: (
-                leaf.at[at].set(lo, mode="drop").at[at + 1].set(hi, mode="drop")
-            ),
-            tree,
-            lower,
-            upper,
-        )
-
-    state = (replicas.position, replicas.evaluation, replicas.phase)
-    lower = (z, at_z, replicas.phase[index + 1])
-    upper = (u, at_u, replicas.phase[index])
-    position, evaluation, phase = settle(state, lower, upper)
+    pick = jax.vmap(accept)
+    lower = pick(accepted, (z, at_z, phase_high), lower)
+    upper = pick(accepted, (u, at_u, phase_low), upper)
+    position, evaluation, phase = _from_pairs(state, lower, upper, parity)
     residual = x_low - jax.vmap(start_mean)(edges, u, at_u.score)
     replicas = replicas._replace(position=position, evaluation=evaluation, phase=phase)
-    at = jnp.where(is_edge, index, num_edges)
-    spread = lambda values: (
-        jnp.full((num_edges, *values.shape[1:]), jnp.nan, values.dtype)
-        .at[at]
-        .set(values, mode="drop")
-    )
+
+    def spread(values):
+        """On the edges' axis, NaN where none was tried."""
+        none = jnp.full_like(values, jnp.nan)
+        rest = jnp.full((num_edges, *values.shape[1:]), jnp.nan, values.dtype)
+        return _from_pairs(rest, values, none, parity)
+
     return replicas, SweepInfo(
         local_accept_prob=jnp.zeros(num_edges, x_low.dtype),  # not known here
         swap_accept_prob=spread(accept_prob),
@@ -296,21 +351,20 @@ def _exchange(key, replicas, path, plan, inner, parity, num_steps, exchange):
 def _reverse_steps(path, plan, inner, index, edges, num_steps):
     """Inner steps on the reverse kernels of all pairs; none leaves the point as it is."""
 
-    def one(key, edge, level, step_size, scale, x, z, lower):
-        keys, settings = jr.split(key, num_steps + 1), (edge, step_size, scale)
+    def one(noise, edge, level, step_size, scale, x, z, lower):
+        settings = (edge, step_size, scale)
         z, lower, _ = inner_steps(
-            keys, x, z, lower, level, settings, path, inner, num_steps
+            noise, x, z, lower, level, settings, path, inner, num_steps
         )
         return z, lower
 
-    def steps(key, x, z, lower):
+    def steps(noise, x, z, lower):
         if num_steps == 0:
             return z, lower
         levels, step_size, scale = _take(
             (plan.levels, plan.step_size, plan.scale), index
         )
-        keys = jr.split(key, index.shape[0])
-        return jax.vmap(one)(keys, edges, levels, step_size, scale, x, z, lower)
+        return jax.vmap(one)(noise, edges, levels, step_size, scale, x, z, lower)
 
     return steps
 
@@ -386,3 +440,35 @@ def bridge_terms(
 
 def _take(tree: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+# Neighbours lie side by side, so both directions are slices, not gathers and scatters,
+# which are slow on a CPU. The last pair may reach beyond the axis: it is padded there.
+
+
+def _pairs(tree: Any, parity: jax.Array, pairs: int) -> tuple[Any, Any]:
+    """Rows ``parity, parity + 2, ...`` of every leaf, and those above them."""
+
+    def rows(leaf):
+        room = _padded(leaf, 2 * pairs + 1)
+        both = jax.lax.dynamic_slice_in_dim(room, parity, 2 * pairs)
+        return both.reshape(pairs, 2, *leaf.shape[1:])
+
+    both = jax.tree.map(rows, tree)
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[:, i], both) for i in (0, 1))
+
+
+def _from_pairs(tree: Any, lower: Any, upper: Any, parity: jax.Array) -> Any:
+    """The tree with such rows put back; the inverse of :func:`_pairs`."""
+
+    def place(leaf, low, high):
+        both = jnp.stack([low, high], axis=1).reshape(-1, *leaf.shape[1:])
+        room = _padded(leaf, both.shape[0] + 1)
+        room = jax.lax.dynamic_update_slice_in_dim(room, both, parity, 0)
+        return room[: leaf.shape[0]]
+
+    return jax.tree.map(place, tree, lower, upper)
+
+
+def _padded(leaf: jax.Array, length: int) -> jax.Array:
+    return jnp.pad(leaf, [(0, length - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1))

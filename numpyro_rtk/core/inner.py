@@ -6,20 +6,28 @@ in a file of its own (``mala.py``, ``uld.py``) as a builder that returns an
 ``tests/core/test_inner.py``.
 """
 
+import math
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 
 from numpyro_rtk.core.segment import Evaluation
 
 __all__ = [
     "LARGEST_ENERGY_ERROR",
     "InnerInfo",
+    "InnerNoise",
     "InnerSampler",
+    "StepNoise",
     "accept",
     "accept_probability",
+    "cut_draws",
+    "draw_noise",
+    "normal_shapes",
 ]
 
 # NumPyro's and Stan's threshold for a divergence: an energy error of 1,000 nats.
@@ -39,14 +47,31 @@ class InnerInfo(NamedTuple):
     is_diverging: jax.Array
 
 
+class StepNoise(NamedTuple):
+    """Random numbers of one step: standard normals ``(n, dim)`` and a uniform ``()``."""
+
+    normal: jax.Array
+    uniform: jax.Array
+
+
+class InnerNoise(NamedTuple):
+    """Random numbers of a start, ``(n, dim)``, and of ``steps``, with a leading axis."""
+
+    start: jax.Array
+    steps: StepNoise
+
+
 class InnerSampler(NamedTuple):
     """An inner sampler.
 
     Attributes:
-        init: ``(key, position, evaluation) -> state``; evaluates nothing.
-        step: ``(key, state, target, step_size, scale) -> (state, info)``. ``step_size``
-            is dimensionless, ``scale`` the target's spread: per coordinate ``(dim,)``,
-            or a root of its covariance ``(dim, dim)``.
+        init: ``(noise, position, evaluation) -> state``, with standard normals
+            ``(normals_per_start, dim)``; evaluates nothing.
+        step: ``(noise, state, target, step_size, scale) -> (state, info)``, ``noise`` a
+            :class:`StepNoise`. ``step_size`` is dimensionless, ``scale`` the target's
+            spread: per coordinate ``(dim,)``, or a root of its covariance ``(dim, dim)``.
+        normals_per_start: standard normals per coordinate that ``init`` takes.
+        normals_per_step: those that a step takes.
         evals_per_step: evaluations of the target that a step costs.
         is_adjusted: whether a step leaves the target exactly invariant.
         uses_energy: whether acceptance reads the log density (not the score alone).
@@ -60,10 +85,65 @@ class InnerSampler(NamedTuple):
 
     init: Callable[[jax.Array, jax.Array, Evaluation], Any]
     step: Callable[..., tuple[Any, InnerInfo]]
+    normals_per_start: int
+    normals_per_step: int
     evals_per_step: int
     is_adjusted: bool
     uses_energy: bool
     largest_step: float
+
+
+def draw_noise(
+    key: jax.Array,
+    inner: InnerSampler,
+    shape: tuple[int, ...],
+    num_steps: int,
+    dim: int,
+    dtype: Any,
+) -> InnerNoise:
+    """What chains of an inner sampler need, for many of them in one call.
+
+    Drawn at once and outside of loops: on a CPU the generator's own loop, many times
+    over, costs more than a small network.
+
+    Args:
+        key: PRNG key.
+        inner: the sampler.
+        shape: leading axes, one chain for each entry.
+        num_steps: steps of a chain.
+        dim: length of a position.
+        dtype: of the numbers.
+    """
+    key_normal, key_uniform = jr.split(key)
+    normals = normal_shapes(inner, num_steps, dim)
+    start, steps = cut_draws(jr.normal, key_normal, shape, normals, dtype)
+    uniform = jr.uniform(key_uniform, (*shape, num_steps), dtype)
+    return InnerNoise(start, StepNoise(steps, uniform))
+
+
+def normal_shapes(inner: InnerSampler, num_steps: int, dim: int) -> list[tuple]:
+    """Shapes of the standard normals of a chain: of its start, and of its steps."""
+    return [
+        (inner.normals_per_start, dim),
+        (num_steps, inner.normals_per_step, dim),
+    ]
+
+
+def cut_draws(
+    draw: Callable[..., jax.Array],
+    key: jax.Array,
+    leading: tuple[int, ...],
+    shapes: list[tuple],
+    dtype: Any,
+) -> list[jax.Array]:
+    """One call of ``draw`` cut into arrays of the given shapes, each with ``leading``."""
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = draw(key, (*leading, sum(sizes)), dtype)
+    parts = jnp.split(flat, list(accumulate(sizes))[:-1], axis=-1)
+    return [
+        part.reshape((*leading, *shape))
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
 
 
 def accept_probability(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -21,13 +21,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 
 from numpyro_rtk._checks import check_positive, check_positive_int
 from numpyro_rtk.core import acceptance as rules
 from numpyro_rtk.core.inner import (
     InnerInfo,
     InnerSampler,
+    StepNoise,
     accept,
     accept_probability,
     stretch,
@@ -45,8 +45,8 @@ class MALAState(NamedTuple):
     evaluation: Evaluation
 
 
-def _init(key: jax.Array, position: jax.Array, evaluation: Evaluation) -> MALAState:
-    del key  # the momentum is drawn by each step
+def _init(noise: jax.Array, position: jax.Array, evaluation: Evaluation) -> MALAState:
+    del noise  # every step has a momentum of its own
     return MALAState(position, evaluation)
 
 
@@ -91,15 +91,13 @@ def mala(
     }[acceptance]
 
     def step(
-        key: jax.Array,
+        noise: StepNoise,
         state: MALAState,
         target: DensityFn,
         step_size: jax.Array,
         scale: jax.Array,
     ) -> tuple[MALAState, InnerInfo]:
-        key_momentum, key_accept = jr.split(key)
-        start = state.position
-        momentum = jr.normal(key_momentum, start.shape, start.dtype)
+        start, momentum = state.position, noise.normal[0]
         nodes, evaluations, end_momentum = _leapfrog(
             state, momentum, target, step_size, scale, num_leapfrog
         )
@@ -108,7 +106,7 @@ def mala(
         kinetic = 0.5 * (jnp.sum(momentum**2) - jnp.sum(end_momentum**2))
         accept_prob, is_diverging = accept_probability(gain + kinetic)
         accept_prob = accept_prob * _is_inside(start, end, move_radius, ball_radius)
-        is_accepted = jr.uniform(key_accept, (), start.dtype) < accept_prob
+        is_accepted = noise.uniform < accept_prob
         proposed = MALAState(end, end_evaluation)
         return accept(is_accepted, proposed, state), InnerInfo(
             accept_prob, is_accepted, is_diverging
@@ -117,6 +115,8 @@ def mala(
     return InnerSampler(
         init=_init,
         step=step,
+        normals_per_start=0,
+        normals_per_step=1,
         evals_per_step=num_leapfrog + extra_evals,
         is_adjusted=True,
         uses_energy=acceptance == "energy",

@@ -15,7 +15,7 @@ import jax.random as jr
 
 from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.core.exchange import ExchangePlan, start_mean, work
-from numpyro_rtk.core.inner import InnerSampler, stretch
+from numpyro_rtk.core.inner import InnerSampler, draw_noise, stretch
 from numpyro_rtk.core.segment import Evaluation
 
 __all__ = ["Population", "population_down"]
@@ -71,15 +71,15 @@ def population_down(
         chosen = _systematic(key_choose, works)
         z, at_z = jax.tree.map(lambda leaf: leaf[chosen], (z, at_z))
 
-        def move(key, z, at_z):
-            key_init, key_step = jr.split(key)
-            state = inner.init(key_init, z, at_z)
+        def move(noise, z, at_z):
+            state = inner.init(noise.start, z, at_z)
             target = lambda u: path(u, level)
-            state, info = inner.step(key_step, state, target, step_size, scale)
+            only = jax.tree.map(lambda leaf: leaf[0], noise.steps)
+            state, info = inner.step(only, state, target, step_size, scale)
             return state.position, state.evaluation, info.accept_prob
 
-        keys = jr.split(key_move, num_particles)
-        z, at_z, accept_prob = jax.vmap(move)(keys, z, at_z)
+        noise = draw_noise(key_move, inner, x.shape[:1], 1, dim, x.dtype)
+        z, at_z, accept_prob = jax.vmap(move)(noise, z, at_z)
         return (z, at_z), (z, at_z, works, jnp.mean(accept_prob))
 
     keys = jr.split(key_down, plan.step_size.shape[0])

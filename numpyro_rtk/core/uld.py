@@ -22,13 +22,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 
 from numpyro_rtk._checks import check_positive
 from numpyro_rtk.core.inner import (
     LARGEST_ENERGY_ERROR,
     InnerInfo,
     InnerSampler,
+    StepNoise,
     accept,
     accept_probability,
     stretch,
@@ -47,9 +47,8 @@ class ULDState(NamedTuple):
     evaluation: Evaluation
 
 
-def _init(key: jax.Array, position: jax.Array, evaluation: Evaluation) -> ULDState:
-    velocity = jr.normal(key, position.shape, position.dtype)
-    return ULDState(position, velocity, evaluation)
+def _init(noise: jax.Array, position: jax.Array, evaluation: Evaluation) -> ULDState:
+    return ULDState(position, noise[0], evaluation)
 
 
 def uld(*, friction: float = 2.0, adjusted: bool = False) -> InnerSampler:
@@ -64,6 +63,8 @@ def uld(*, friction: float = 2.0, adjusted: bool = False) -> InnerSampler:
     return InnerSampler(
         init=_init,
         step=_adjusted_step(friction) if adjusted else _exponential_step(friction),
+        normals_per_start=1,
+        normals_per_step=2,
         evals_per_step=1,
         is_adjusted=adjusted,
         uses_energy=adjusted,
@@ -95,17 +96,15 @@ def exponential_noise(
 
 def _exponential_step(friction: float):
     def step(
-        key: jax.Array,
+        noise: StepNoise,
         state: ULDState,
         target: DensityFn,
         step_size: jax.Array,
         scale: jax.Array,
     ) -> tuple[ULDState, InnerInfo]:
-        key_velocity, key_position = jr.split(key)
-        shape, dtype = state.position.shape, state.position.dtype
         sd_u, slope, sd_rest = exponential_noise(friction, step_size)
-        noise_u = sd_u * jr.normal(key_velocity, shape, dtype)
-        noise_z = slope * noise_u + sd_rest * jr.normal(key_position, shape, dtype)
+        noise_u = sd_u * noise.normal[0]
+        noise_z = slope * noise_u + sd_rest * noise.normal[1]
 
         moved = -jnp.expm1(-friction * step_size) / friction
         force = unstretch_score(scale, state.evaluation.score)
@@ -122,7 +121,7 @@ def _exponential_step(friction: float):
             jnp.isfinite(evaluation.score)
         )
         taken = (gain > -LARGEST_ENERGY_ERROR) & finite  # not where it is NaN
-        one = jnp.ones((), dtype)
+        one = jnp.ones_like(noise.uniform)
         return accept(taken, proposed, state), InnerInfo(one, taken, ~taken)
 
     return step
@@ -130,15 +129,14 @@ def _exponential_step(friction: float):
 
 def _adjusted_step(friction: float):
     def step(
-        key: jax.Array,
+        noise: StepNoise,
         state: ULDState,
         target: DensityFn,
         step_size: jax.Array,
         scale: jax.Array,
     ) -> tuple[ULDState, InnerInfo]:
-        key_before, key_accept, key_after = jr.split(key, 3)
         keep = jnp.exp(-0.5 * friction * step_size)
-        velocity = _refresh(key_before, state.velocity, keep)
+        velocity = _refresh(noise.normal[0], state.velocity, keep)
 
         force = unstretch_score(scale, state.evaluation.score)
         half = velocity + 0.5 * step_size * force
@@ -148,18 +146,17 @@ def _adjusted_step(friction: float):
         gain = evaluation.log_density - state.evaluation.log_density
         kinetic = 0.5 * (jnp.sum(velocity**2) - jnp.sum(end**2))
         accept_prob, is_diverging = accept_probability(gain + kinetic)
-        is_accepted = jr.uniform(key_accept, (), state.position.dtype) < accept_prob
+        is_accepted = noise.uniform < accept_prob
         moved = accept(
             is_accepted,
             ULDState(position, end, evaluation),
             ULDState(state.position, -velocity, state.evaluation),
         )
-        moved = moved._replace(velocity=_refresh(key_after, moved.velocity, keep))
+        moved = moved._replace(velocity=_refresh(noise.normal[1], moved.velocity, keep))
         return moved, InnerInfo(accept_prob, is_accepted, is_diverging)
 
     return step
 
 
-def _refresh(key: jax.Array, velocity: jax.Array, keep: jax.Array) -> jax.Array:
-    noise = jr.normal(key, velocity.shape, velocity.dtype)
+def _refresh(noise: jax.Array, velocity: jax.Array, keep: jax.Array) -> jax.Array:
     return keep * velocity + jnp.sqrt(1.0 - jnp.square(keep)) * noise

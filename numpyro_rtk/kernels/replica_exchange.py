@@ -26,6 +26,7 @@ from numpyro_rtk.core.exchange import (
     Replicas,
     SweepInfo,
     bridge_terms,
+    draw_sweeps,
     evals_per_sweep,
     evaluate_all,
     sweep,
@@ -545,9 +546,9 @@ class RTKReplicaExchange(PathKernel):
         before = Replicas(position, evaluation, state.phase, state.round_trips)
 
         def body(replicas, inputs):
-            key, parity = inputs
+            noise, parity = inputs
             replicas, info = sweep(
-                key,
+                noise,
                 replicas,
                 path,
                 plan,
@@ -559,7 +560,10 @@ class RTKReplicaExchange(PathKernel):
             return replicas, (info, replicas.evaluation.score[:-1])
 
         num_half = 2 * self._num_sweeps
-        inputs = (jr.split(key_sweeps, num_half), jnp.arange(num_half) % 2)
+        noise = draw_sweeps(
+            key_sweeps, plan, self._inner, num_half, self._num_inner_steps
+        )
+        inputs = (noise, jnp.arange(num_half) % 2)
         after, (info, scores) = jax.lax.scan(body, before, inputs)
 
         z = bound.unflatten(after.position[0])

@@ -7,10 +7,13 @@ over batches. A network for a conditional density has an attribute ``condition_s
 and a third argument, the standardised condition; the others need not mention it.
 ``hyperparameters`` returns the constructor's arguments, except ``key``,
 as values that JSON can hold; it is what ``numpyro_rtk.save`` writes.
+
+A class that does not care for the order of an event's first axis (a set of vectors)
+sets ``exchangeable = True``: ``fit`` then gives it a Gaussian base that does not either.
 """
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -21,6 +24,7 @@ __all__ = ["AbstractEnergyNetwork", "AbstractScoreNetwork"]
 class AbstractEnergyNetwork(eqx.Module):
     """A scalar function of a noisy point: the energy beyond the Gaussian base."""
 
+    exchangeable: ClassVar[bool] = False
     event_shape: eqx.AbstractVar[tuple[int, ...]]
 
     @abc.abstractmethod
@@ -35,6 +39,7 @@ class AbstractEnergyNetwork(eqx.Module):
 class AbstractScoreNetwork(eqx.Module):
     """A vector function of a noisy point: the score beyond the Gaussian base."""
 
+    exchangeable: ClassVar[bool] = False
     event_shape: eqx.AbstractVar[tuple[int, ...]]
 
     @abc.abstractmethod

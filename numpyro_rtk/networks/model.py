@@ -113,8 +113,12 @@ class ScoreModel(Conditional):
     The factor is that of noise prediction, ``1 / r_t``, until the noise is a tenth of
     the data's spread; below it the errors of the network would only be blown up.
 
-    Where a log density is needed (acceptance, weights, exchanges, ``log_prob``), train
-    an :class:`EnergyModel`. Times and conditions are treated as there.
+    It can be drawn from (``LearnedPrior(model_).sample``, ``RTKULD(score=model_)``,
+    ``RTKMALA(score=model_, acceptance="simpson")``) and gives approximate posterior
+    draws (``RTKULD(model)``). Where a log density is needed (an exact acceptance,
+    weights, exchanges, evidence, ``log_prob`` and hence NUTS, ``check_prior``), train an
+    :class:`EnergyModel`. Times and conditions are treated as
+    there.
 
     Attributes:
         network: the learned correction.

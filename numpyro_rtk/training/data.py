@@ -10,8 +10,12 @@ from numpyro_rtk.networks.condition import as_condition
 __all__ = [
     "MIN_SAMPLES",
     "check_condition",
+    "check_finite",
+    "check_floating",
+    "check_form",
     "check_key",
     "check_samples",
+    "check_variation",
     "split_rows",
 ]
 
@@ -47,21 +51,21 @@ def check_samples(samples: object) -> np.ndarray:
         ValueError: where a density cannot be learned from them: no rows axis, too few
             rows, values that are not finite, coordinates that never change.
     """
+    array = check_form(samples).astype(np.float64)
+    check_finite(array)
+    check_variation(np.std(array, axis=0), np.max(np.abs(array), axis=0))
+    return array
+
+
+def check_form(samples: object) -> np.ndarray:
+    """The samples as an array of their own type; type and shape are checked."""
     if isinstance(samples, dict):
         raise TypeError(
             "`samples` must be one array of shape (n, *event_shape); got a dict of "
             f"{sorted(map(str, samples))}. Flatten and concatenate its arrays."
         )
     array = np.asarray(samples)
-    if not np.issubdtype(array.dtype, np.floating):
-        # bfloat16 and its kin are no subtype of np.floating
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(
-                "`samples` must be floating point numbers: discrete values have no "
-                f"density; got an array of type {array.dtype}. Use "
-                "`samples.astype(float)` and add noise of the size of one step "
-                "(dequantisation)."
-            )
+    check_floating(array)
     if array.ndim == 0:
         raise ValueError(
             "`samples` must have shape (n, *event_shape), one row for each sample; got "
@@ -75,10 +79,22 @@ def check_samples(samples: object) -> np.ndarray:
         raise ValueError(
             f"`samples` must have at least one coordinate; got shape {array.shape}."
         )
-    array = array.astype(np.float64)
-    _check_finite(array)
-    _check_variation(array)
     return array
+
+
+def check_floating(array: np.ndarray, name: str = "`samples`") -> None:
+    """Raise unless the array, called so, is of floating point numbers."""
+    # bfloat16 and its kin are no subtype of np.floating
+    if np.issubdtype(array.dtype, np.floating) or jnp.issubdtype(
+        array.dtype, jnp.floating
+    ):
+        return
+    raise TypeError(
+        f"{name} must be floating point numbers: discrete values have no "
+        f"density; got an array of type {array.dtype}. Use "
+        "`samples.astype(float)` and add noise of the size of one step "
+        "(dequantisation)."
+    )
 
 
 def check_condition(condition: object, num_rows: int) -> np.ndarray:
@@ -122,27 +138,36 @@ def split_rows(
     return order[held_out:], order[:held_out]
 
 
-def _check_finite(samples: np.ndarray) -> None:
-    bad = ~np.isfinite(samples)
+def check_finite(rows: np.ndarray, name: str = "`samples`", first: int = 0) -> None:
+    """Raise unless all is finite in these rows, called so; ``first``: their number."""
+    bad = ~np.isfinite(rows)
     if np.any(bad):
-        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        where = [int(i) for i in np.argwhere(bad)[0]]
+        index = (first + where[0], *where[1:])
         raise ValueError(
-            f"`samples` must be finite; got {int(bad.sum())} NaN or infinite values in "
+            f"{name} must be finite; got {int(bad.sum())} NaN or infinite values in "
             f"{int(bad.reshape(len(bad), -1).any(axis=1).sum())} of {len(bad)} rows, "
-            f"the first at index {first}. Remove these rows."
+            f"the first at index {index}. Remove these rows."
         )
 
 
-def _check_variation(samples: np.ndarray) -> None:
-    spread = np.std(samples, axis=0)
-    size = np.max(np.abs(samples), axis=0)
+def check_variation(
+    spread: np.ndarray, size: np.ndarray, name: str = "`samples`"
+) -> None:
+    """Raise unless every coordinate varies.
+
+    Args:
+        spread: standard deviation of each coordinate.
+        size: its largest absolute value.
+        name: what the samples are called.
+    """
     constant = spread <= 1e-6 * size  # beyond the resolution of float32
     if np.any(constant):
         where = [tuple(int(i) for i in index) for index in np.argwhere(constant)]
         shown = ", ".join(str(index) for index in where[:8])
         more = f" and {len(where) - 8} more" if len(where) > 8 else ""
         raise ValueError(
-            f"`samples` must vary in every coordinate; got {len(where)} constant "
+            f"{name} must vary in every coordinate; got {len(where)} constant "
             f"(or constant up to float32 rounding) at index {shown}{more}. A density "
             "does not exist there: drop these coordinates, subtract a large offset, or "
             "add noise (dequantisation)."

@@ -15,18 +15,14 @@ from tqdm import tqdm
 
 from numpyro_rtk._checks import check_fraction, check_positive, check_positive_int
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
-from numpyro_rtk.networks.condition import fit_conditioning
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
-from numpyro_rtk.networks.standardise import fit_gaussian_base, fit_loc_and_scale
 from numpyro_rtk.training.checkpoint import Progress, load_progress, save_progress
-from numpyro_rtk.training.data import (
-    check_condition,
-    check_key,
-    check_samples,
-    split_rows,
-)
+from numpyro_rtk.training.data import check_key
+from numpyro_rtk.training.devices import Placement, check_devices
 from numpyro_rtk.training.loop import (
+    LossFn,
+    Minibatches,
     Settings,
     TrainState,
     draw_noise_levels,
@@ -36,6 +32,7 @@ from numpyro_rtk.training.loop import (
     with_weights,
 )
 from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
+from numpyro_rtk.training.rows import AbstractRows, open_rows
 
 __all__ = ["NOISE_RANGE", "fit"]
 
@@ -59,9 +56,11 @@ def fit(
     standardise: str = "coordinate",
     noise_range: tuple[float, float] = NOISE_RANGE,
     checkpoint: str | os.PathLike | None = None,
+    on_host: bool | None = None,
+    devices: Any = None,
     progress_bar: bool = True,
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """Learn a density, at every noise level, from one array of real numbers.
+    """Learn a density, at every noise level, from real numbers in one array or stream.
 
     ``rtk.fit`` is this function with named and constrained samples before it; the
     arguments, what is returned and what is raised are described there.
@@ -78,50 +77,39 @@ def fit(
         standardise=standardise,
         noise_range=noise_range,
     )
-    rows = check_samples(samples)
-    event_shape, condition_shape = rows.shape[1:], None
-    if condition is not None:
-        condition = check_condition(condition, len(rows))
-        condition_shape = condition.shape[1:]
+    placement = check_devices(devices, batch_size)
+    rows = open_rows(samples, on_host, placement.replicate, condition)
     key_network, key_split, key_validation, key_steps = jr.split(key, 4)
     if network is None:
         network = EnergyMLP(
-            event_shape, condition_shape=condition_shape, key=key_network
+            rows.event_shape, condition_shape=rows.condition_shape, key=key_network
         )
-    _check_network(network, event_shape, condition_shape)
+    _check_network(network, rows.event_shape, rows.condition_shape)
 
-    model, z = _build_model(network, rows, condition, standardise, noise_range)
+    model = _build_model(network, rows, standardise, noise_range)
     loss_fn = (
         dual_score_matching
         if isinstance(model, EnergyModel)
         else denoising_score_matching
     )
-    train, held_out = split_rows(key_split, rows.shape[0], validation_fraction)
-    z_train = _rows_of(z, condition, train)
-    points = _validation_points(
-        key_validation, z, condition, held_out, model.noise_range
-    )
+    z_held_out = rows.hold_out(key_split, validation_fraction)
+    points = _validation_points(key_validation, z_held_out, model.noise_range)
+    points = placement.share(points, axis=0)
     settings = Settings(
         learning_rate=jnp.asarray(learning_rate, jnp.float32),
         num_steps=jnp.asarray(num_steps, jnp.float32),
         ema_decay=jnp.asarray(ema_decay, jnp.float32),
     )
-
-    def advance(state: TrainState, todo: int) -> tuple[TrainState, jax.Array]:
-        num = jnp.asarray(todo, jnp.int32)
-        return run_steps(
-            loss_fn, model, state, settings, key_steps, z_train, num, batch_size
-        )
-
-    evaluate = lambda weights: float(validate(loss_fn, model, weights, *points))
-    state = init(model)
+    advance = _advance(loss_fn, model, settings, key_steps, rows, batch_size, placement)
+    there = placement.replicate(model)
+    evaluate = lambda weights: float(validate(loss_fn, there, weights, *points))
+    state = placement.replicate(init(model))
     progress = Progress.start(state, evaluate(state.average))
     save = lambda progress: None
     if checkpoint is not None:
         fingerprint = _fingerprint(
             key,
             rows,
-            condition,
             model,
             state.weights,
             num_steps=num_steps,
@@ -143,19 +131,56 @@ def fit(
         progress_bar=progress_bar,
         start=start,
     )
-    return with_weights(model, weights), history
+    return with_weights(model, placement.gather(weights)), history
 
 
-def _fingerprint(
-    key, rows, condition, model, weights, **options: float | str
-) -> dict[str, Any]:
+def _advance(
+    loss_fn: LossFn,
+    model: EnergyModel | ScoreModel,
+    settings: Settings,
+    key: jax.Array,
+    rows: AbstractRows,
+    batch_size: int,
+    placement: Placement,
+) -> Callable[[TrainState, int], tuple[TrainState, jax.Array]]:
+    """``(state, steps) -> (state, mean loss)``: these steps, with their rows."""
+    place = lambda lot: Minibatches(
+        placement.share(lot, axis=1), shared=placement.mesh is not None
+    )
+    model, settings, key = placement.replicate((model, settings, key))
+
+    def advance(state: TrainState, todo: int) -> tuple[TrainState, jax.Array]:
+        first_step = int(state.step)
+        state = placement.replicate(state)
+        total = before = placement.replicate(jnp.zeros((), jnp.float32))
+        for lot, num in rows.lots(key, first_step, todo, batch_size, place):
+            before.block_until_ready()  # no more than two lots wait on the device
+            before = total
+            state, total = run_steps(
+                loss_fn,
+                model,
+                state,
+                settings,
+                key,
+                lot,
+                jnp.asarray(num, jnp.int32),
+                batch_size,
+                total,
+                placement.batch,
+            )
+        return state, total / todo
+
+    return advance
+
+
+def _fingerprint(key, rows, model, weights, **options: float | str) -> dict[str, Any]:
     """What two calls must share for one to go on where the other stopped."""
     first = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)]
     summary = lambda a: [list(a.shape), zlib.crc32(np.ascontiguousarray(a).tobytes())]
     return {
         "key": np.asarray(jr.key_data(key)).tolist(),
-        "samples": summary(rows),
-        **({} if condition is None else {"condition": summary(condition)}),
+        "samples": rows.identity(),
+        **({} if rows.condition is None else {"condition": summary(rows.condition)}),
         "network": [type(model.network).__name__, zlib.crc32(b"".join(first))],
         "noise_range": list(model.noise_range),
         **options,
@@ -164,27 +189,22 @@ def _fingerprint(
 
 def _build_model(
     network: AbstractEnergyNetwork | AbstractScoreNetwork,
-    rows: np.ndarray,
-    condition: np.ndarray | None,
+    rows: AbstractRows,
     standardise: str,
     noise_range: tuple[float, float],
-) -> tuple[EnergyModel | ScoreModel, np.ndarray]:
-    """The untrained model, and the standardised rows."""
-    loc, scale = fit_loc_and_scale(rows, standardise)
-    z = (rows - loc) / scale
-    conditioning, residual = None, z.reshape(len(z), -1)
-    if condition is not None:
-        conditioning, residual = fit_conditioning(residual, condition)
+) -> EnergyModel | ScoreModel:
+    """The untrained model."""
+    loc, scale, base = rows.standardise(standardise, network.exchangeable)
     parts = {
-        "base": fit_gaussian_base(residual),
-        "conditioning": conditioning,
+        "base": base,
+        "conditioning": rows.conditioning,
         "loc": jnp.asarray(loc, jnp.float32),
         "scale": jnp.asarray(scale, jnp.float32),
         "noise_range": (float(noise_range[0]), float(noise_range[1])),
     }
     if isinstance(network, AbstractEnergyNetwork):
-        return EnergyModel(network=network, **parts), z
-    return ScoreModel(network=network, **parts), z
+        return EnergyModel(network=network, **parts)
+    return ScoreModel(network=network, **parts)
 
 
 def _train(
@@ -262,25 +282,16 @@ def _report_divergence(
     )
 
 
-def _rows_of(z: np.ndarray, condition: np.ndarray | None, chosen: np.ndarray) -> Any:
-    """These rows, or rows and conditions, as the loop takes them."""
-    of = lambda values: jnp.asarray(values[chosen], jnp.float32)
-    return of(z) if condition is None else (of(z), of(condition))
-
-
 def _validation_points(
-    key: jax.Array,
-    z: np.ndarray,
-    condition: np.ndarray | None,
-    held_out: np.ndarray,
-    noise_range: tuple[float, float],
+    key: jax.Array, z: Any, noise_range: tuple[float, float]
 ) -> tuple[Any, jax.Array, jax.Array]:
     """Held-out rows, each several times if they are few, with fixed noise."""
     key_noise, key_level, key_order = jr.split(key, 3)
-    repeats = max(_NUM_VALIDATION_POINTS // len(held_out), 1)
-    rows = np.tile(held_out, repeats)[:_NUM_VALIDATION_POINTS]
-    z0 = _rows_of(z, condition, rows)
-    e = jr.normal(key_noise, (len(rows), *z.shape[1:]), jnp.float32)
+    num_rows = len(jax.tree.leaves(z)[0])
+    num = max(_NUM_VALIDATION_POINTS // num_rows, 1)
+    rows = np.tile(np.arange(num_rows), num)[:_NUM_VALIDATION_POINTS]
+    z0 = jax.tree.map(lambda values: jnp.asarray(values[rows], jnp.float32), z)
+    e = jr.normal(key_noise, jax.tree.leaves(z0)[0].shape, jnp.float32)
     log_r = draw_noise_levels(key_level, len(rows), noise_range)
     return z0, e, jr.permutation(key_order, log_r)
 

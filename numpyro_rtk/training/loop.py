@@ -6,6 +6,7 @@ the second compiles nothing.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,12 +14,16 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
+from jax.sharding import NamedSharding
 
 __all__ = [
     "LossFn",
+    "Minibatches",
+    "Resident",
     "Settings",
     "TrainState",
     "draw_noise_levels",
+    "draw_rows",
     "init",
     "run_steps",
     "validate",
@@ -55,6 +60,41 @@ class TrainState(NamedTuple):
     average: Any
     opt_state: optax.OptState
     step: jax.Array
+
+
+class Resident(NamedTuple):
+    """All rows in the device's memory: a step draws its minibatch of them.
+
+    ``values``: a pytree of arrays ``(n, ...)``.
+    """
+
+    values: Any
+
+    def minibatch(self, index: jax.Array, key: jax.Array, batch_size: int) -> Any:
+        """Rows for one step; ``index``, of the step in this call, is not used."""
+        num_rows = jax.tree.leaves(self.values)[0].shape[0]
+        chosen = jr.randint(key, (batch_size,), 0, num_rows)
+        return jax.tree.map(lambda values: values[chosen], self.values)
+
+
+class Minibatches(NamedTuple):
+    """Rows that the host has drawn, or read, for each step of a call.
+
+    ``values``: a pytree of arrays ``(steps, batch_size, ...)``. ``shared``: whether
+    several devices have a part of each batch.
+    """
+
+    values: Any
+    shared: bool = False
+
+    def minibatch(self, index: jax.Array, key: jax.Array, batch_size: int) -> Any:
+        """Rows for step ``index`` of this call; nothing is drawn."""
+        if self.shared:
+            return jax.tree.map(lambda values: values[index], self.values)
+        # gathered, not sliced: what XLA fuses, hence rounds, is then as with Resident
+        chosen = index * batch_size + jnp.arange(batch_size)
+        flat = lambda values: values.reshape((-1, *values.shape[2:]))
+        return jax.tree.map(lambda values: flat(values)[chosen], self.values)
 
 
 def init(model: Any) -> TrainState:
@@ -96,6 +136,29 @@ def draw_noise_levels(
     ).astype(jnp.float32)
 
 
+def _step_keys(key: jax.Array, step: jax.Array) -> jax.Array:
+    """Keys of a step's rows, noise and noise levels."""
+    return jr.split(jr.fold_in(key, step), 3)
+
+
+@partial(jax.jit, static_argnames=("num_steps", "batch_size"))
+def draw_rows(
+    key: jax.Array,
+    first_step: jax.Array,
+    num_rows: jax.Array,
+    *,
+    num_steps: int,
+    batch_size: int,
+) -> jax.Array:
+    """The rows that :class:`Resident` draws in these steps, ``(num_steps, batch_size)``."""
+
+    def one(step):
+        return jr.randint(_step_keys(key, step)[0], (batch_size,), 0, num_rows)
+
+    # one after the other: not every generator of JAX draws the same under vmap
+    return jax.lax.map(one, first_step + jnp.arange(num_steps))
+
+
 @eqx.filter_jit
 def run_steps(
     loss_fn: LossFn,
@@ -103,11 +166,13 @@ def run_steps(
     state: TrainState,
     settings: Settings,
     key: jax.Array,
-    z: Any,
+    rows: Resident | Minibatches,
     num_steps: jax.Array,
     batch_size: int,
+    total: jax.Array,
+    sharding: NamedSharding | None = None,
 ) -> tuple[TrainState, jax.Array]:
-    """Take ``num_steps`` steps; minibatches are drawn inside, with replacement.
+    """Take ``num_steps`` steps.
 
     The random numbers of a step depend on ``key`` and the step's number alone. The
     learning rate rises linearly over the first 5 % of the schedule and falls to 0 along
@@ -120,24 +185,25 @@ def run_steps(
         state: where to start.
         settings: of the optimisation.
         key: random key, the same for all calls of one fit.
-        z: standardised rows, ``(n, *event_shape)``; of a conditional model a pair of
-            them and their conditions, ``(n, *condition_shape)``.
+        rows: standardised; of a conditional model pairs of values and conditions.
         num_steps: an integer scalar.
         batch_size: points a step.
+        total: sum of the losses of earlier steps, a scalar.
+        sharding: of the batch over several devices; None: one device.
 
     Returns:
-        The state after the steps, and the mean of their losses.
+        The state after the steps, and ``total`` with their losses added.
     """
 
-    def one(_, carry):
+    def one(index, carry):
         state, total = carry
-        key_rows, key_noise, key_level = jr.split(jr.fold_in(key, state.step), 3)
-        num_rows = jax.tree.leaves(z)[0].shape[0]
-        chosen = jr.randint(key_rows, (batch_size,), 0, num_rows)
-        z0 = jax.tree.map(lambda rows: rows[chosen], z)
+        key_rows, key_noise, key_level = _step_keys(key, state.step)
+        z0 = rows.minibatch(index, key_rows, batch_size)
         first = jax.tree.leaves(z0)[0]
         e = jr.normal(key_noise, first.shape, first.dtype)
         log_r = draw_noise_levels(key_level, batch_size, model.noise_range)
+        if sharding is not None:
+            z0, e, log_r = jax.lax.with_sharding_constraint((z0, e, log_r), sharding)
         mean_loss = lambda weights: _mean_loss(loss_fn, model, weights, z0, e, log_r)
         loss, grads = jax.value_and_grad(mean_loss)(state.weights)
         directions, opt_state = _OPTIMISER.update(grads, state.opt_state)
@@ -149,9 +215,7 @@ def run_steps(
         average = optax.incremental_update(weights, state.average, 1.0 - decay)
         return TrainState(weights, average, opt_state, state.step + 1), total + loss
 
-    start = (state, jnp.zeros((), jnp.float32))
-    state, total = jax.lax.fori_loop(0, num_steps, one, start)
-    return state, total / num_steps
+    return jax.lax.fori_loop(0, num_steps, one, (state, total))
 
 
 @eqx.filter_jit

@@ -11,7 +11,7 @@ import pytest
 from scipy import linalg
 
 from numpyro_rtk.core import mala as mala_module, uld as uld_module
-from numpyro_rtk.core.inner import InnerSampler, accept_probability
+from numpyro_rtk.core.inner import InnerSampler, accept_probability, draw_noise
 from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.uld import exponential_noise, uld
@@ -52,14 +52,20 @@ SCALE = jnp.array([0.7, 0.9])
 
 
 def run_chain(sampler, target, key, x, step_size, num_steps, scale=SCALE):
-    key_init, key_steps = jr.split(key)
-    state = sampler.init(key_init, x, target(x))
+    noise = draw_noise(key, sampler, (), num_steps, x.size, x.dtype)
+    state = sampler.init(noise.start, x, target(x))
 
-    def body(state, key):
-        return sampler.step(key, state, target, step_size, scale)
+    def body(state, noise):
+        return sampler.step(noise, state, target, step_size, scale)
 
-    state, info = jax.lax.scan(body, state, jr.split(key_steps, num_steps))
+    state, info = jax.lax.scan(body, state, noise.steps)
     return state, info
+
+
+def one_step(key, sampler, x):
+    """Noise of a start and of a single step."""
+    noise = draw_noise(key, sampler, (), 1, x.size, x.dtype)
+    return noise._replace(steps=jax.tree.map(lambda leaf: leaf[0], noise.steps))
 
 
 @functools.cache
@@ -150,8 +156,9 @@ def test_calls_traces_and_vmap(name, key):
         return inner(z)
 
     def step(key, x, step_size, scale):
-        state = sampler.init(key, x, inner(x))
-        return sampler.step(key, state, target, step_size, scale)
+        noise = one_step(key, sampler, x)
+        state = sampler.init(noise.start, x, inner(x))
+        return sampler.step(noise.steps, state, target, step_size, scale)
 
     keys, x = jr.split(key, 3), jnp.array([[0.1, 0.2], [-0.9, 0.3], [1.3, 1.0]])
     step_sizes, scales = jnp.array([0.0, 0.3, 0.8]), jnp.stack([SCALE] * 3)
@@ -264,9 +271,10 @@ def stationary_variance(friction, step_size):
     sampler, target = uld(friction=friction), gaussian_target([0.0], [1.0])
 
     def move(zu):
-        state = sampler.init(jr.key(0), zu[:1], target(zu[:1]))
+        noise = one_step(jr.key(1), sampler, zu[:1])
+        state = sampler.init(noise.start, zu[:1], target(zu[:1]))
         state = state._replace(velocity=zu[1:])
-        state, _ = sampler.step(jr.key(1), state, target, step_size, jnp.ones(1))
+        state, _ = sampler.step(noise.steps, state, target, step_size, jnp.ones(1))
         return jnp.concatenate([state.position, state.velocity])
 
     matrix = np.asarray(jax.jacobian(move)(jnp.zeros(2)), float)

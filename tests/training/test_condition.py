@@ -146,6 +146,14 @@ def test_refused_conditions(condition, error, message):
         rtk.fit(jr.key(0), X[:60], condition=condition, **QUICK)
 
 
+@pytest.mark.parametrize(
+    "options", [{"samples": lambda: iter([X])}, {"samples": X, "on_host": True}]
+)
+def test_conditions_are_for_rows_on_the_device(options):
+    with pytest.raises(ValueError, match="`condition` must be given with samples that"):
+        rtk.fit(jr.key(0), condition=C, **options, **QUICK)
+
+
 def test_refused_networks():
     network = rtk.EnergyMLP((), condition_shape=(3,), key=jr.key(0))
     message = r"condition of shape \(\).*got one for \(3,\).*`condition_shape=\(\)`"
