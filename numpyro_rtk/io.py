@@ -28,20 +28,23 @@ import jax.random as jr
 import numpy as np
 
 from numpyro_rtk._file import read_arrays, write_arrays
+from numpyro_rtk.networks.condition import Conditioning
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.energy_set import EnergySet
 from numpyro_rtk.networks.energy_unet import EnergyUNet
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
+from numpyro_rtk.networks.shapes import as_condition_shape
 from numpyro_rtk.networks.site import SiteSpec
 from numpyro_rtk.networks.standardise import GaussianBase
 
 __all__ = ["load", "save"]
 
 _FORMAT = "numpyro_rtk model"
-# Version 2 adds "sites"; models without them are still written as version 1.
-_VERSIONS = (1, 2)
+# Version 2 adds "sites", version 3 "condition_shape"; models without them are still
+# written as version 1.
+_VERSIONS = (1, 2, 3)
 _MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
 _NETWORKS: dict[str, Any] = {
     network.__name__: network
@@ -62,15 +65,21 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
     Raises:
         TypeError: for anything but a model, for hyperparameters that JSON does not
             hold, and for arrays of types that the format does not know.
+        ValueError: for a conditional model that is bound to a condition.
     """
     model_class = type(model_).__name__
     if _MODELS.get(model_class) is not type(model_):
         raise TypeError(
             f"`model_` must be an EnergyModel or a ScoreModel; got {model_class}."
         )
+    if model_.bound is not None:
+        raise ValueError(
+            "`model_` must be the conditional model itself; got one that is bound to a "
+            "condition. Save the model that `given` was called on."
+        )
     header = {
         "format": _FORMAT,
-        "version": 1 if model_.sites is None else 2,
+        "version": _version_of(model_),
         "model": model_class,
         "noise_range": list(model_.noise_range),
         "network": type(model_.network).__name__,
@@ -78,6 +87,8 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
     }
     if model_.sites is not None:
         header["sites"] = model_.sites
+    if model_.condition_shape is not None:
+        header["condition_shape"] = list(model_.condition_shape)
     try:
         json.dumps(header)
     except (TypeError, ValueError) as error:
@@ -124,6 +135,7 @@ def load(
             header["hyperparameters"],
             _as_noise_range(header["noise_range"]),
             _as_sites(header.get("sites")),
+            as_condition_shape(header.get("condition_shape")),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
@@ -137,6 +149,12 @@ def load(
             f"{header['network']}."
         )
     return _fill(template, arrays)
+
+
+def _version_of(model_: EnergyModel | ScoreModel) -> int:
+    if model_.condition_shape is not None:
+        return 3
+    return 1 if model_.sites is None else 2
 
 
 def _as_noise_range(values: list[Any]) -> tuple[float, float]:
@@ -156,16 +174,21 @@ def _template(
     hyperparameters: dict[str, Any],
     noise_range: tuple[float, float],
     sites: tuple[SiteSpec, ...] | None,
+    condition_shape: tuple[int, ...] | None,
 ) -> Any:
     """A model with shapes in the place of arrays; nothing is computed."""
-    if "event_shape" in hyperparameters:
-        event_shape = hyperparameters["event_shape"]
-        if isinstance(event_shape, list):
-            hyperparameters = {**hyperparameters, "event_shape": tuple(event_shape)}
+    for name in ("event_shape", "condition_shape"):
+        if isinstance(hyperparameters.get(name), list):
+            hyperparameters = {**hyperparameters, name: tuple(hyperparameters[name])}
 
     def build() -> Any:
         network = network_class(**hyperparameters, key=jr.key(0))
         dim = math.prod(network.event_shape)
+        conditioning = None
+        if condition_shape is not None:
+            weights = jnp.zeros((dim, math.prod(condition_shape)))
+            zeros = jnp.zeros(condition_shape)
+            conditioning = Conditioning(zeros, zeros, weights)
         return model_class(
             network=network,
             base=GaussianBase(jnp.zeros((dim, dim)), jnp.zeros(dim)),
@@ -173,6 +196,7 @@ def _template(
             scale=jnp.zeros(network.event_shape),
             noise_range=noise_range,
             sites=sites,
+            conditioning=conditioning,
         )
 
     return eqx.filter_eval_shape(build)

@@ -23,6 +23,7 @@ def fit(
     *,
     sites: Sequence[str] | None = None,
     support: Any = None,
+    condition: Any = None,
     network: Any = None,
     num_steps: int = 4000,
     batch_size: int = 512,
@@ -53,10 +54,14 @@ def fit(
         support: a NumPyro constraint (of a dict or a run: a dict of them by name). The
             density is learned of unconstrained values, through NumPyro's ``biject_to``;
             what is not named is real.
+        condition: numbers ``(n, *condition_shape)``, one row for each of the samples: the
+            density learned is p(x | c), for :class:`LearnedPrior` with ``condition=``.
+            Categories are given as one column of 0 and 1 each.
         network: an energy network, trained by dual score matching, or a score network,
             trained by denoising score matching. None: an :class:`EnergyMLP` of its
             default size; :class:`EnergyUNet` is for images. Its event shape is that of
-            the unconstrained values: of several sites one vector.
+            the unconstrained values: of several sites one vector; its condition shape
+            that of ``condition``.
         num_steps: optimiser steps, at most.
         batch_size: noisy points a step.
         learning_rate: the largest; it rises over the first 5 % of the steps and falls
@@ -115,6 +120,7 @@ def fit(
     model_, history = fit_rows(
         key,
         rows,
+        condition=condition,
         network=network,
         num_steps=num_steps,
         batch_size=batch_size,

@@ -22,7 +22,7 @@ noised posterior. At the top the likelihood is asked for its value near the prio
 alone, so it cannot overflow there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -44,7 +44,9 @@ __all__ = [
     "BaseFn",
     "Levels",
     "Noised",
+    "Part",
     "calibrate",
+    "coupled_base",
     "has_energy",
     "levels_of",
     "loc_and_scale",
@@ -73,6 +75,28 @@ BaseFn = Callable[[jax.Array, jax.Array], Evaluation]
 """``(z (dim,) standardised, t ()) -> Evaluation`` of the noised prior."""
 
 
+class Part(NamedTuple):
+    """Independent copies of one density, side by side in the position vector.
+
+    ``density``: of one copy, a ``BaseFn``. ``dim``: of one copy. ``copies``: how many.
+    ``conditions``: further arguments of ``density``, each with a leading axis of copies.
+    """
+
+    density: Callable[..., Evaluation]
+    dim: int
+    copies: int
+    conditions: tuple[jax.Array, ...] = ()
+
+    def at(self, block: jax.Array, t: jax.Array) -> Evaluation:
+        """Of each copy; ``block`` (copies, dim)."""
+        axes = (0, None, *(0 for _ in self.conditions))
+        return jax.vmap(self.density, in_axes=axes)(block, t, *self.conditions)
+
+    def of_one(self, block: jax.Array, t: jax.Array) -> Evaluation:
+        """Of the only copy; ``block`` (1, dim)."""
+        return self.density(block[0], t, *(c[0] for c in self.conditions))
+
+
 class Levels(NamedTuple):
     """The levels of a posterior path, each ``(K + 1,)``; one slice is one level."""
 
@@ -95,18 +119,29 @@ def loc_and_scale(density: Any) -> tuple[jax.Array, jax.Array]:
     return loc.astype(dtype), scale.astype(dtype)
 
 
-def standardised(density: Any) -> BaseFn:
+def standardised(
+    density: Any, *, process: Any = None, with_score: bool = True
+) -> BaseFn:
     """The density as a function of a flat standardised position.
 
     Without an energy the evaluation's log density is 0: only samplers that never read
     it may be given such a function.
+
+    Args:
+        density: of ``x`` alone.
+        process: whose noise process it follows, where it is not its own: that of p(x | c)
+            for a density at one ``c``.
+        with_score: False where the log density will be differentiated; the score is 0.
     """
     shape = tuple(density.event_shape)
-    loc, scale = loc_and_scale(density)
+    loc, scale = loc_and_scale(density if process is None else process)
     log_jacobian = jnp.sum(jnp.log(scale))
 
     def evaluate(z: jax.Array, t: jax.Array) -> Evaluation:
         x = loc + scale * z.reshape(shape)
+        if not with_score:
+            value = density.log_density(x, t) + log_jacobian
+            return _usable(value, jnp.zeros_like(z))
         if not has_energy(density):
             value, score = jnp.zeros((), z.dtype), density.score(x, t)
         else:
@@ -120,32 +155,57 @@ def standardised(density: Any) -> BaseFn:
     return evaluate
 
 
-def product_base(parts: list[tuple[BaseFn, int, int]], num_normal: int) -> BaseFn:
+def product_base(parts: Sequence[tuple], num_normal: int) -> BaseFn:
     """Independent copies of several densities and standard normals, side by side.
 
     Args:
-        parts: ``(density, dim, copies)`` triples, in the order of the position vector.
+        parts: :class:`Part` or ``(density, dim, copies)``, in the order of the position.
         num_normal: trailing coordinates with a standard normal law at every level.
     """
+    parts = [Part(*part) for part in parts]
 
     def evaluate(u: jax.Array, t: jax.Array) -> Evaluation:
         value, scores, start = jnp.zeros((), u.dtype), [], 0
-        for density, dim, copies in parts:
-            block = u[start : start + dim * copies].reshape(copies, dim)
-            if copies == 1:
-                part = density(block[0], t)
-                value = value + part.log_density
+        for part in parts:
+            stop = start + part.dim * part.copies
+            block = u[start:stop].reshape(part.copies, part.dim)
+            if part.copies == 1:
+                found = part.of_one(block, t)
+                value = value + found.log_density
             else:
-                part = jax.vmap(density, in_axes=(0, None))(block, t)
-                value = value + jnp.sum(part.log_density)
-            scores.append(jnp.ravel(part.score))
-            start += dim * copies
+                found = part.at(block, t)
+                value = value + jnp.sum(found.log_density)
+            scores.append(jnp.ravel(found.score))
+            start = stop
         if num_normal:
             value = value + log_reference(u[start:])
             scores.append(-u[start:])
         return Evaluation(value, jnp.concatenate(scores))
 
     return evaluate
+
+
+def coupled_base(
+    parts_at: Callable[[jax.Array], Sequence[tuple]], num_normal: int
+) -> BaseFn:
+    r"""As :func:`product_base`, where densities are conditional on other coordinates.
+
+    .. math:: \sum_i \log p_t(u_i \mid c_i(a_t u)) + \log N(u_\text{normal})
+
+    A condition is what it would be at the clean guess ``a_t u``, as the likelihood of a
+    posterior path is; the gradient has the terms through it. Exact at ``t = 0``.
+
+    Args:
+        parts_at: the parts for a clean position; of their densities only the log density
+            is used, which JAX must be able to differentiate.
+        num_normal: as there.
+    """
+
+    def log_density(u, t):
+        return product_base(parts_at(signal(t) * u), num_normal)(u, t).log_density
+
+    value_and_grad = jax.value_and_grad(log_density)
+    return lambda u, t: _usable(*value_and_grad(u, t))
 
 
 def prior_path(base: BaseFn) -> Path:

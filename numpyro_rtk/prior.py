@@ -20,6 +20,7 @@ from numpyro_rtk.core.annealed import Plan, predict_down
 from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.multistep import multistep_between
 from numpyro_rtk.core.uld import uld
+from numpyro_rtk.networks.condition import as_condition, check_bound
 from numpyro_rtk.networks.site import REAL
 from numpyro_rtk.noise import angle_ladder
 from numpyro_rtk.sites import constraint_of, split_sites, support_spec
@@ -30,6 +31,7 @@ __all__ = ["LearnedPrior", "check_density", "learned_sites"]
 _NUM_SEGMENTS = 25
 _NUM_STEPS = (4, 3, *(0,) * (_NUM_SEGMENTS - 2))
 _STEP_SIZE = 0.6
+_FEW_PARTICLES = 64  # of the calibration, where every condition needs its own
 
 
 def check_density(name: str, density: Any) -> None:
@@ -38,7 +40,12 @@ def check_density(name: str, density: Any) -> None:
     Args:
         name: the argument's name, for the message.
         density: anything with ``event_shape`` and ``score(x, t)``.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a density p(x | c) whose condition is still open.
     """
+    check_bound(name, density)
     missing = [a for a in ("event_shape", "score") if not hasattr(density, a)]
     if missing:
         raise TypeError(
@@ -67,44 +74,84 @@ class LearnedPrior(dist.Distribution):
     A model learned of several named sites is one vector of unconstrained values here;
     :func:`numpyro_rtk.learned_sites` gives its sites by name.
 
+    A density p(x | c), learned by ``rtk.fit(..., condition=c)``, takes ``condition=``:
+    data, or other sites of the model, and every kernel follows the gradient through it.
+
+    >>> mass = numpyro.sample("mass", dist.LogNormal())  # doctest: +SKIP
+    >>> x = numpyro.sample("x", LearnedPrior(model, condition=mass))  # doctest: +SKIP
+
     Args:
         density: an :class:`~numpyro_rtk.EnergyModel`, a
             :class:`~numpyro_rtk.GaussianMixture`, or any object with ``event_shape``,
             ``score(x, t)`` and ``log_density(x, t)``. Without ``log_density`` (a
             :class:`~numpyro_rtk.ScoreModel`) the prior can only be sampled and used with
-            ``RTKULD``.
+            ``RTKULD``. Of p(x | c): a conditional model, or any object with
+            ``event_shape``, ``condition_shape`` and ``given(c)``, which returns such a
+            density; its ``loc`` and ``scale``, if any, are the same for all ``c``.
+        condition: the value of c, ``batch_shape + condition_shape``, where the density
+            is conditional; its leading axes are independent entries (a plate).
         support: a NumPyro constraint, where the density does not bring its own.
         validate_args: as in NumPyro.
 
     Raises:
-        TypeError: when ``density`` is not such an object, or ``support`` no constraint.
-        ValueError: when the density brings a support of its own and another is given.
+        TypeError: when ``density`` is not such an object, ``support`` no constraint, or
+            ``condition`` not numbers.
+        ValueError: when the density brings a support of its own and another is given;
+            when ``condition`` is missing, too much, of another shape, or not finite.
     """
 
     arg_constraints = {}
-    pytree_data_fields = ("_arrays",)
+    pytree_data_fields = ("_arrays", "_condition")
     pytree_aux_fields = ("_static", "_spec")
 
     def __init__(
         self,
         density: Any,
         *,
+        condition: Any = None,
         support: constraints.Constraint | None = None,
         validate_args: bool | None = None,
     ):
-        check_density("density", density)
+        self._condition = _condition_of(density, condition)
         # Held in two halves so that the distribution crosses jit, vmap and lax.cond.
         self._arrays, self._static = eqx.partition(density, eqx.is_array)
         self._spec = _support_of(density, support)
         shape = tuple(density.event_shape)
         if self._spec is not None:
             shape = biject_to(constraint_of(self._spec)).forward_shape(shape)
-        super().__init__((), shape, validate_args=validate_args)
+        batch_shape, _ = self._condition_shapes()
+        super().__init__(batch_shape, shape, validate_args=validate_args)
 
     @property
     def density(self) -> Any:
         """The density that the prior was built from, of unconstrained values."""
         return eqx.combine(self._arrays, self._static)
+
+    @property
+    def condition(self) -> jax.Array | None:
+        """Of a density p(x | c), ``batch_shape + condition_shape``; None otherwise."""
+        return self._condition
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether there is a ``log_prob``, not draws alone."""
+        return paths.has_energy(self._one_density())
+
+    def _condition_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Batch shape and shape of one condition."""
+        if self._condition is None:
+            return (), ()
+        rank = len(self.density.condition_shape)
+        shape = jnp.shape(self._condition)
+        return shape[: len(shape) - rank], shape[len(shape) - rank :]
+
+    def _one_density(self) -> Any:
+        """The density, of p(x | c) at the first of the conditions."""
+        density = self.density
+        if self._condition is None:
+            return density
+        _, shape = self._condition_shapes()
+        return density.given(jnp.reshape(self._condition, (-1, *shape))[0])
 
     @property
     def support(self) -> constraints.Constraint:
@@ -114,8 +161,8 @@ class LearnedPrior(dist.Distribution):
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Normalised log density of ``value``, ``batch + event_shape`` -> ``batch``."""
-        density = self.density
-        if not paths.has_energy(density):
+        if not self.has_energy:
+            density = self._one_density()
             raise TypeError(
                 f"`log_prob` needs an energy, and {type(density).__name__} has a score "
                 "only: without a normalised density no Metropolis test, NUTS included, is "
@@ -136,29 +183,60 @@ class LearnedPrior(dist.Distribution):
 
     def _log_density(self, free: jax.Array) -> jax.Array:
         """Of unconstrained values, ``batch + density.event_shape`` -> ``batch``."""
-        density = self.density
+        shape = tuple(self.density.event_shape)
+        batch = free.shape[: free.ndim - len(shape)]
+        batch_shape, condition_shape = self._condition_shapes()
+        if batch_shape:
+            batch = jnp.broadcast_shapes(batch, batch_shape)
+            return self._log_densities(free, (*batch, *condition_shape))
+        density = self._one_density()
         if isinstance(density, eqx.Module):
             return density.log_density(free, 0.0)  # pyright: ignore
-        shape = tuple(density.event_shape)
-        batch = free.shape[: free.ndim - len(shape)]
         # a user's own object is asked for one event at a time
         one = lambda x: density.log_density(x, 0.0)
         return jax.vmap(one)(free.reshape((-1, *shape))).reshape(batch)
 
+    def _log_densities(self, free: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The same at conditions broadcast to this shape, one for each entry."""
+        density = self.density
+        event_shape = tuple(density.event_shape)
+        condition_shape = tuple(density.condition_shape)
+        batch = shape[: len(shape) - len(condition_shape)]
+        x = jnp.broadcast_to(free, (*batch, *event_shape)).reshape((-1, *event_shape))
+        c = jnp.broadcast_to(jnp.asarray(self._condition), shape)
+        one = lambda x, c: density.given(c).log_density(x, 0.0)
+        return jax.vmap(one)(x, c.reshape((-1, *condition_shape))).reshape(batch)
+
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-        """Draws of shape ``sample_shape + event_shape``; see the class for how close."""
+        """Draws, ``sample_shape + batch_shape + event_shape``; the class says how close."""
         if not is_prng_key(key):
             raise TypeError(f"`key` must be a PRNG key; got {key!r}.")
-        draws = self._sample_free(key, sample_shape)
+        draws = self._sample_all(key, sample_shape)
         return draws if self._spec is None else biject_to(self.support)(draws)
 
-    def _sample_free(self, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
+    def _sample_all(self, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
+        """Unconstrained draws, each entry of the batch at its own condition."""
+        if self._condition is None:
+            return self._sample_free(key, sample_shape, self.density, self._plan)
+        batch, shape = self._condition_shapes()
+
+        def of_one(key, c):
+            density = self.density.given(c)
+            base = paths.standardised(density, process=self.density)
+            plan = lambda: (base, self._plan_by(self._moment(base, _FEW_PARTICLES)))
+            return self._sample_free(key, sample_shape, density, plan)
+
+        c = jnp.reshape(self._condition, (-1, *shape))
+        draws = jax.vmap(of_one)(jr.split(key, len(c)), c)
+        draws = jnp.moveaxis(draws, 0, len(sample_shape))
+        return draws.reshape((*sample_shape, *batch, *self.density.event_shape))
+
+    def _sample_free(self, key, sample_shape, density, make_plan) -> jax.Array:
         """Unconstrained draws, ``sample_shape + density.event_shape``."""
-        density = self.density
         if hasattr(density, "sample"):
             return density.sample(key, sample_shape)
         shape = tuple(density.event_shape)
-        base, plan = self._plan()
+        base, plan = make_plan()
         multistep = multistep_between(plan.levels.t)
         inner = mala() if paths.has_energy(density) else uld()
 
@@ -172,25 +250,65 @@ class LearnedPrior(dist.Distribution):
 
         keys = jr.split(key, math.prod(sample_shape))
         flat = jax.vmap(draw)(keys)
-        loc, scale = paths.loc_and_scale(density)
+        loc, scale = paths.loc_and_scale(self.density)
         return (loc + scale * flat.reshape((-1, *shape))).reshape(
             (*sample_shape, *shape)
         )
 
     def _plan(self) -> tuple[paths.BaseFn, Plan]:
         base = paths.standardised(self.density)
-        times = angle_ladder(_NUM_SEGMENTS)
         moment = self.__dict__.get("_second_moment")
         if moment is None:
-            # The same fixed key each time: under vmap the calibration is done once.
-            dim = math.prod(self.density.event_shape)
-            calibrate = jax.jit(lambda key: paths.calibrate(key, base, times, dim))
-            moment = calibrate(jr.key(0))
+            moment = self._moment(base)
             if not_jax_tracer(moment):
                 self._second_moment = np.asarray(moment)
-        segments, scale = paths.plan_segments(times, jnp.asarray(moment))
+        return base, self._plan_by(jnp.asarray(moment))
+
+    def _moment(self, base: paths.BaseFn, num_particles: int = 256) -> jax.Array:
+        # The same fixed key each time: under vmap the calibration is done once.
+        dim = math.prod(self.density.event_shape)
+        times = angle_ladder(_NUM_SEGMENTS)
+        calibrate = lambda key: paths.calibrate(key, base, times, dim, num_particles)
+        return jax.jit(calibrate)(jr.key(0))
+
+    def _plan_by(self, moment: jax.Array) -> Plan:
+        times = angle_ladder(_NUM_SEGMENTS)
+        segments, scale = paths.plan_segments(times, moment)
         step_size = jnp.full(_NUM_SEGMENTS, _STEP_SIZE, scale.dtype)
-        return base, Plan(paths.levels_of(times, 1.0), segments, step_size, scale)
+        return Plan(paths.levels_of(times, 1.0), segments, step_size, scale)
+
+
+def _condition_of(density: Any, condition: Any) -> jax.Array | None:
+    """The condition, checked against the density; None where it has none."""
+    own = getattr(density, "condition_shape", None)
+    if condition is None:
+        if own is not None:
+            raise ValueError(
+                "`condition` must be given for a density p(x | c), with a shape that "
+                f"ends in {tuple(own)}; got None. Write `rtk.LearnedPrior(model_, "
+                "condition=c)`."
+            )
+        check_density("density", density)
+        return None
+    if own is None or not callable(getattr(density, "given", None)):
+        raise ValueError(
+            "`condition` must be None unless the density is conditional (with "
+            f"`condition_shape` and `given(c)`); got a {type(density).__name__} without "
+            "a condition. Learn one with `rtk.fit(key, samples, condition=...)`."
+        )
+    if not hasattr(density, "event_shape"):
+        raise TypeError(
+            "`density` must have `event_shape` beside `condition_shape` and `given(c)`; "
+            f"got a {type(density).__name__} without."
+        )
+    own = tuple(own)
+    condition = as_condition("condition", condition)
+    if condition.shape[condition.ndim - len(own) :] != own or condition.ndim < len(own):
+        raise ValueError(
+            f"`condition` must have a shape that ends in {own}, the density's "
+            f"condition shape; got {condition.shape}."
+        )
+    return condition
 
 
 def _support_of(density: Any, support: Any) -> tuple[Any, ...] | None:

@@ -181,7 +181,7 @@ def flipped(content):
         (lambda content: content.split(b"\n", 1)[0], "is truncated"),
         (lambda content: content + b"\0", "bytes after the end"),
         (flipped, "do not match their checksum"),
-        (edited(version=3), "version 3; .* reads versions .1, 2.. Upgrade"),
+        (edited(version=4), "version 4; .* reads versions .1, 2, 3.. Upgrade"),
         (edited(version=None), "version None"),
         (edited(arrays=None), "header is incomplete"),
         (edited(arrays=[{"name": "a", "dtype": "|O", "shape": [1]}]), "incomplete"),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
+from jax.extend.core import Literal
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer.initialization import init_to_sample
@@ -139,6 +140,9 @@ class ModelProblem(Problem):
     each divided by its own noise process's scale; then the ordinary sites, unconstrained
     and standardised by ``loc`` and ``scale``. Towards the noise end the ordinary sites go
     to a standard normal.
+
+    Where a learned prior depends on other latent sites (a condition, for one), it is at
+    every level what it is at the clean guess of these, and the gradient goes through it.
     """
 
     def __init__(self, model: Callable, path: str | None):
@@ -155,6 +159,7 @@ class ModelProblem(Problem):
         self.ordinary: tuple[_Site, ...] = ()
         self.transforms: dict | None = None
         self.must_replay = False
+        self.is_coupled = False
 
     def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
         """Trace the model once, refuse what cannot be sampled, note the sites.
@@ -164,6 +169,7 @@ class ModelProblem(Problem):
         """
         try:
             jax.eval_shape(lambda k: self._note(self._trace(k, args, kwargs)), key)
+            self.is_coupled = self._find_coupling(args, kwargs)
         except (
             jax.errors.ConcretizationTypeError,
             jax.errors.TracerArrayConversionError,
@@ -191,9 +197,7 @@ class ModelProblem(Problem):
                 '`numpyro.sample("x", rtk.LearnedPrior(...))`, or pass `path="gaussian"` '
                 "to anneal from a Gaussian fitted in warm-up (see also NUTS)."
             )
-        self.has_energy = all(
-            paths.has_energy(_density_of(site)) for site in learned.values()
-        )
+        self.has_energy = all(_prior_of(site).has_energy for site in learned.values())
         sites, transforms, dynamic = {}, {}, False
         for name, site in latent.items():
             support = site["fn"].support
@@ -211,32 +215,93 @@ class ModelProblem(Problem):
         self.num_ordinary = sum(site.size for site in self.ordinary)
         self.dim = self.num_ordinary + sum(site.size for site in self.learned)
 
+    def _find_coupling(self, args: tuple, kwargs: dict) -> bool:
+        """Whether some learned prior depends on other latent sites."""
+        if not self.learned:
+            return False
+
+        def priors(u):
+            trace = self._trace_at(args, kwargs, self._split(u))
+            messages = [trace[site.name] for site in self.learned]
+            processes = [paths.loc_and_scale(_prior_of(m).density) for m in messages]
+            laws = []
+            for site, message, part in zip(
+                self.learned, messages, self._parts(trace), strict=True
+            ):
+                block = jnp.zeros((part.copies, part.dim))
+                laws.append(part.at(block, jnp.ones(())))
+                if not _is_plain(message) and self.has_energy:
+                    fixed = biject_to(message["fn"].support)(jnp.zeros(site.shape))
+                    laws.append((message["scale"], message["fn"].log_prob(fixed)))
+            return processes, laws
+
+        processes, laws = _depends_on(priors, jnp.zeros(self.dim))
+        names = [site.name for site in self.learned]
+        if any(jax.tree.leaves(processes)):
+            raise ValueError(
+                "`loc` and `scale` of a learned density must not depend on latent sites: "
+                f"they are those of the noise process; got sites {names}. Give the "
+                "density what it depends on as `rtk.LearnedPrior(model_, condition=...)`."
+            )
+        is_coupled = any(jax.tree.leaves(laws))
+        if is_coupled and not self.has_energy:
+            raise ValueError(
+                "A condition that depends on latent sites needs an energy, whose "
+                f"gradient goes through it; got a score alone among sites {names}. Train "
+                "an EnergyModel, or give observed values as `condition`."
+            )
+        return is_coupled
+
+    def _parts(self, trace: dict, *, with_score: bool = True) -> list[paths.Part]:
+        """The learned priors of a trace, in the order of the position."""
+        parts = []
+        for site in self.learned:
+            prior = _prior_of(trace[site.name])
+            event_size = math.prod(prior.density.event_shape)
+            copies = site.size // event_size
+            if prior.condition is None:
+                density = paths.standardised(prior.density, with_score=with_score)
+                parts.append(paths.Part(density, event_size, copies))
+                continue
+            density = partial(_at_condition, prior.density, with_score)
+            shape = tuple(prior.density.condition_shape)
+            batch = trace[site.name]["fn"].shape()
+            batch = batch[: len(batch) - len(prior.event_shape)]
+            condition = jnp.broadcast_to(prior.condition, (*batch, *shape))
+            conditions = (condition.reshape((copies, *shape)),)
+            parts.append(paths.Part(density, event_size, copies, conditions))
+        return parts
+
     def bind(
         self, args: tuple, kwargs: dict, loc: jax.Array, scale: jax.Array
     ) -> Bound:
         """Collect the learned priors of this call's model and build the path."""
         trace = self._trace(jr.key(0), args, kwargs)
-        parts, centres, spreads = [], [], []
+        centres, spreads = [], []
         for site in self.learned:
-            density = _density_of(trace[site.name])
-            event_size = math.prod(density.event_shape)
-            parts.append(
-                (paths.standardised(density), event_size, site.size // event_size)
-            )
-            centre, spread = paths.loc_and_scale(density)
+            centre, spread = paths.loc_and_scale(_prior_of(trace[site.name]).density)
             centres.append(jnp.ravel(jnp.broadcast_to(centre, site.shape)))
             spreads.append(jnp.ravel(jnp.broadcast_to(spread, site.shape)))
         centre = jnp.concatenate([*centres, loc])
         spread = jnp.concatenate([*spreads, scale])
-        base = paths.product_base(parts, self.num_ordinary)
         first_ordinary = self.dim - self.num_ordinary
 
         def unflatten(u):
             return self._split(centre + spread * u)
 
+        def trace_at(u):
+            return self._trace_at(args, kwargs, unflatten(u))
+
+        if self.is_coupled:
+            parts_at = lambda u: self._parts(trace_at(u), with_score=False)
+            base = paths.coupled_base(parts_at, self.num_ordinary)
+        else:
+            base = paths.product_base(self._parts(trace), self.num_ordinary)
+
         def log_likelihood(u):
             values = unflatten(u)
-            value = self._log_rest(args, kwargs, values, trace, parts, u)
+            here = trace_at(u) if self.is_coupled else trace
+            value = self._log_rest(args, kwargs, values, here, u)
             # the ordinary sites' prior is in the model; the base holds N(0, I) for them
             return value + jnp.sum(jnp.log(scale)) - log_reference(u[first_ordinary:])
 
@@ -338,6 +403,18 @@ class ModelProblem(Problem):
         )
         return handlers.trace(model).get_trace(*args, **kwargs)
 
+    def _trace_at(self, args: tuple, kwargs: dict, raw: dict) -> dict:
+        """Run the model once at these unconstrained values of all latent sites."""
+
+        def choose(site):
+            if site["type"] != "sample" or site["name"] not in raw:
+                return None
+            return biject_to(site["fn"].support)(raw[site["name"]])
+
+        model = handlers.seed(self.model, rng_seed=0)
+        model = handlers.substitute(model, substitute_fn=choose)
+        return handlers.trace(model).get_trace(*args, **kwargs)
+
     def _split(self, flat: jax.Array) -> dict:
         values, start = {}, 0
         for site in (*self.learned, *self.ordinary):
@@ -349,7 +426,7 @@ class ModelProblem(Problem):
         sites = (*self.learned, *self.ordinary)
         return jnp.concatenate([jnp.ravel(values[site.name]) for site in sites])
 
-    def _log_rest(self, args, kwargs, values, trace, parts, u) -> jax.Array:
+    def _log_rest(self, args, kwargs, values, trace, u) -> jax.Array:
         """Log joint density of everything but the learned sites, which stand fixed."""
         transforms = {
             s.name: biject_to(trace[s.name]["fn"].support) for s in self.learned
@@ -360,7 +437,7 @@ class ModelProblem(Problem):
         rest = handlers.block(handlers.substitute(model, data=fixed), hide=list(fixed))
         value = -jnp.asarray(potential_energy(rest, args, kwargs, free))
         start = 0
-        for site, (density, size, copies) in zip(self.learned, parts, strict=True):
+        for site, part in zip(self.learned, self._parts(trace), strict=True):
             block = u[start : start + site.size]
             start += site.size
             message = trace[site.name]
@@ -373,11 +450,13 @@ class ModelProblem(Problem):
             # NumPyro scales the Jacobian with its site, so that is the model's density
             actual = jnp.sum(weight * message["fn"].log_prob(constrained))
             actual += jnp.sum(weight * log_det)
-            counted = jax.vmap(density, in_axes=(0, None))(
-                block.reshape(copies, size), jnp.zeros((), block.dtype)
-            ).log_density
-            spread = paths.loc_and_scale(_density_of(message))[1]
-            log_volume = copies * jnp.sum(jnp.log(spread))
+            rows, zero = (
+                block.reshape(part.copies, part.dim),
+                jnp.zeros((), block.dtype),
+            )
+            counted = part.at(rows, zero).log_density
+            spread = paths.loc_and_scale(_prior_of(message).density)[1]
+            log_volume = part.copies * jnp.sum(jnp.log(spread))
             value = value + actual + log_volume - jnp.sum(counted)
         return value
 
@@ -390,11 +469,32 @@ def _learned_prior(fn: Any) -> LearnedPrior | None:
     return fn if isinstance(fn, LearnedPrior) else None
 
 
-def _density_of(site: dict) -> Any:
-    """The density of a site that is known to be learned."""
+def _prior_of(site: dict) -> LearnedPrior:
+    """The prior of a site that is known to be learned."""
     prior = _learned_prior(site["fn"])
     assert prior is not None
-    return prior.density
+    return prior
+
+
+def _at_condition(density: Any, with_score: bool, z, t, condition) -> paths.Evaluation:
+    """A density p(x | c) at one standardised position and one condition."""
+    given = density.given(condition)
+    return paths.standardised(given, process=density, with_score=with_score)(z, t)
+
+
+def _depends_on(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """Which outputs depend on the argument: a tree of booleans; where in doubt, True.
+
+    By what is computed from what: a derivative would miss a step or a rounding.
+    """
+    closed, outputs = jax.make_jaxpr(function, return_shape=True)(x)
+    reached = set(closed.jaxpr.invars)
+    is_reached = lambda v: not isinstance(v, Literal) and v in reached
+    for equation in closed.jaxpr.eqns:
+        if any(map(is_reached, equation.invars)):
+            reached.update(equation.outvars)
+    flags = [is_reached(v) for v in closed.jaxpr.outvars]
+    return jax.tree.unflatten(jax.tree.structure(outputs), flags)
 
 
 def _is_plain(site: dict) -> bool:

@@ -3,7 +3,9 @@
 Both kinds are called *unbatched*, with ``z`` of shape ``event_shape`` on the
 standardised scale of the Ornstein-Uhlenbeck process (variance about 1 at every time)
 and the scalar ``log_r``, the log of the noise-to-signal ratio. The models map them
-over batches. ``hyperparameters`` returns the constructor's arguments, except ``key``,
+over batches. A network for a conditional density has an attribute ``condition_shape``
+and a third argument, the standardised condition; the others need not mention it.
+``hyperparameters`` returns the constructor's arguments, except ``key``,
 as values that JSON can hold; it is what ``numpyro_rtk.save`` writes.
 
 A class that does not care for the order of an event's first axis (a set of vectors)

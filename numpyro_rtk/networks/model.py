@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
+from numpyro_rtk.networks.condition import Conditional, Conditioning
 from numpyro_rtk.networks.shapes import map_over_batch
 from numpyro_rtk.networks.site import SiteSpec
 from numpyro_rtk.networks.standardise import GaussianBase
@@ -32,7 +33,7 @@ def _log_noise_to_signal(t: jax.Array, largest_noise: float) -> jax.Array:
     return jnp.minimum(log_r, math.log(largest_noise))
 
 
-class EnergyModel(eqx.Module):
+class EnergyModel(Conditional):
     r"""A learned density at every noise level, with its score.
 
     .. math:: -\log p_t(z) = E_\text{Gauss}(z, t) + a_t^2\, f(z, \log r_t)
@@ -42,6 +43,11 @@ class EnergyModel(eqx.Module):
     and normalised, at the noise end; how the normalising constant moves on the way to
     the data is part of the training loss
     (:func:`numpyro_rtk.training.losses.dual_score_matching`).
+
+    Of a conditional density :math:`p(x \mid c)` (``rtk.fit(..., condition=c)``) the
+    Gaussian has the mean :math:`a_t B c` of a regression on ``c``, and the network sees
+    ``c``; so it is normalised at the noise end for every ``c``. ``given(c)`` is the
+    density at one ``c``, a model like any other; without it nothing can be evaluated.
 
     Times below that of the smallest trained noise are raised to it; beyond the largest
     trained noise the network's input stays there while its factor goes on to 0.
@@ -53,6 +59,8 @@ class EnergyModel(eqx.Module):
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
         sites: what the values stand for, where they are not one array of real numbers.
+        conditioning: of a conditional density, else None.
+        bound: the standardised condition, once it is given.
     """
 
     network: AbstractEnergyNetwork
@@ -61,6 +69,8 @@ class EnergyModel(eqx.Module):
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
     sites: tuple[SiteSpec, ...] | None = eqx.field(static=True, default=None)
+    conditioning: Conditioning | None = None
+    bound: jax.Array | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -85,8 +95,8 @@ class EnergyModel(eqx.Module):
     def energy_standardised(self, z: jax.Array, t: jax.Array) -> jax.Array:
         """``-log p_t(z)`` on the standardised scale; ``z`` (event_shape), ``t`` ()."""
         log_r = _log_noise_to_signal(t, self.noise_range[1])
-        correction = jnp.exp(-2.0 * t) * self.network(z, log_r)
-        return self.base.energy(jnp.ravel(z), t) + correction
+        correction = jnp.exp(-2.0 * t) * self._correction(z, t, log_r)
+        return self.base.energy(self._residual(z, t), t) + correction
 
     def _log_density(self, x: jax.Array, t: jax.Array) -> jax.Array:
         t = _clamped_time(t, self.noise_range[0])
@@ -94,7 +104,7 @@ class EnergyModel(eqx.Module):
         return -energy - jnp.sum(jnp.log(self.scale))
 
 
-class ScoreModel(eqx.Module):
+class ScoreModel(Conditional):
     r"""A learned score at every noise level, without a density.
 
     .. math:: \nabla \log p_t(z) = -\nabla E_\text{Gauss}(z, t)
@@ -107,7 +117,8 @@ class ScoreModel(eqx.Module):
     ``RTKMALA(score=model_, acceptance="simpson")``) and gives approximate posterior
     draws (``RTKULD(model)``). Where a log density is needed (an exact acceptance,
     weights, exchanges, evidence, ``log_prob`` and hence NUTS, ``check_prior``), train an
-    :class:`EnergyModel`. Times are treated as there.
+    :class:`EnergyModel`. Times and conditions are treated as
+    there.
 
     Attributes:
         network: the learned correction.
@@ -116,6 +127,8 @@ class ScoreModel(eqx.Module):
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
         sites: what the values stand for, where they are not one array of real numbers.
+        conditioning: of a conditional density, else None.
+        bound: the standardised condition, once it is given.
     """
 
     network: AbstractScoreNetwork
@@ -124,6 +137,8 @@ class ScoreModel(eqx.Module):
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
     sites: tuple[SiteSpec, ...] | None = eqx.field(static=True, default=None)
+    conditioning: Conditioning | None = None
+    bound: jax.Array | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -137,9 +152,9 @@ class ScoreModel(eqx.Module):
     def score_standardised(self, z: jax.Array, t: jax.Array) -> jax.Array:
         """The score on the standardised scale; ``z`` (event_shape), ``t`` ()."""
         log_r = _log_noise_to_signal(t, self.noise_range[1])
-        base = self.base.score(jnp.ravel(z), t).reshape(z.shape)
+        base = self.base.score(self._residual(z, t), t).reshape(z.shape)
         factor = jax.lax.rsqrt(jnp.expm1(2.0 * t) + 0.01)
-        return base + factor * self.network(z, log_r)
+        return base + factor * self._correction(z, t, log_r)
 
     def _score(self, x: jax.Array, t: jax.Array) -> jax.Array:
         t = _clamped_time(t, self.noise_range[0])

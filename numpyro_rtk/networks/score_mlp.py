@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.networks.base import AbstractScoreNetwork
-from numpyro_rtk.networks.shapes import as_event_shape
+from numpyro_rtk.networks.shapes import as_condition_shape, as_event_shape
 from numpyro_rtk.networks.trunk import Trunk
 
 __all__ = ["ScoreMLP"]
@@ -23,11 +23,13 @@ class ScoreMLP(AbstractScoreNetwork):
 
     Attributes:
         event_shape: shape of one sample; its coordinates are flattened.
+        condition_shape: of what the density is conditional on; None for nothing.
         trunk: the hidden layers.
         readout: ``(width, dim)``.
     """
 
     event_shape: tuple[int, ...] = eqx.field(static=True)
+    condition_shape: tuple[int, ...] | None = eqx.field(static=True)
     trunk: Trunk
     readout: jax.Array
 
@@ -37,24 +39,34 @@ class ScoreMLP(AbstractScoreNetwork):
         *,
         width: int = 128,
         depth: int = 3,
+        condition_shape: tuple[int, ...] | int | None = None,
         key: jax.Array,
     ):
         check_positive_int("width", width)
         check_positive_int("depth", depth)
         self.event_shape = as_event_shape(event_shape)
+        self.condition_shape = as_condition_shape(condition_shape)
         dim = math.prod(self.event_shape)
-        self.trunk = Trunk(dim, width, depth, key)
+        condition_dim = (
+            None if self.condition_shape is None else math.prod(self.condition_shape)
+        )
+        self.trunk = Trunk(dim, width, depth, key, condition_dim)
         self.readout = jnp.zeros((width, dim), jnp.float32)
 
-    def __call__(self, z: jax.Array, log_r: jax.Array) -> jax.Array:
-        """Map ``z`` (event_shape) and ``log_r`` () to an array of ``event_shape``."""
-        out = self.trunk(jnp.ravel(z), log_r) @ self.readout
+    def __call__(
+        self, z: jax.Array, log_r: jax.Array, condition: jax.Array | None = None
+    ) -> jax.Array:
+        """Map ``z`` (event_shape), ``log_r`` () and a condition to ``event_shape``."""
+        out = self.trunk(jnp.ravel(z), log_r, condition) @ self.readout
         return out.reshape(self.event_shape)
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments, except ``key``."""
-        return {
+        described = {
             "event_shape": list(self.event_shape),
             "width": self.readout.shape[0],
             "depth": self.trunk.hidden.shape[0] + 1,
         }
+        if self.condition_shape is not None:
+            described["condition_shape"] = list(self.condition_shape)
+        return described

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["as_event_shape", "map_over_batch"]
+__all__ = ["as_condition_shape", "as_event_shape", "map_over_batch"]
 
 
 def as_event_shape(event_shape: Any) -> tuple[int, ...]:
@@ -17,17 +17,26 @@ def as_event_shape(event_shape: Any) -> tuple[int, ...]:
         TypeError: where it holds anything but integers.
         ValueError: where a size is below 1.
     """
-    sizes = event_shape if isinstance(event_shape, tuple | list) else (event_shape,)
+    return _as_shape("event_shape", event_shape)
+
+
+def as_condition_shape(condition_shape: Any) -> tuple[int, ...] | None:
+    """The same of a condition's shape; None, for no condition, stays None."""
+    if condition_shape is None:
+        return None
+    return _as_shape("condition_shape", condition_shape)
+
+
+def _as_shape(name: str, value: Any) -> tuple[int, ...]:
+    sizes = value if isinstance(value, tuple | list) else (value,)
     try:
         shape = tuple(operator.index(size) for size in sizes)
     except TypeError:
         raise TypeError(
-            f"`event_shape` must be a tuple of integers; got {event_shape!r}."
+            f"`{name}` must be a tuple of integers; got {value!r}."
         ) from None
     if any(size < 1 for size in shape):
-        raise ValueError(
-            f"`event_shape` must have sizes of at least 1; got {event_shape!r}."
-        )
+        raise ValueError(f"`{name}` must have sizes of at least 1; got {value!r}.")
     return shape
 
 

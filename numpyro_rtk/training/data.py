@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from numpyro_rtk.networks.condition import as_condition
+
 __all__ = [
     "MIN_SAMPLES",
+    "check_condition",
     "check_finite",
     "check_floating",
     "check_form",
@@ -92,6 +95,38 @@ def check_floating(array: np.ndarray, name: str = "`samples`") -> None:
         "`samples.astype(float)` and add noise of the size of one step "
         "(dequantisation)."
     )
+
+
+def check_condition(condition: object, num_rows: int) -> np.ndarray:
+    """The conditions as a float64 array ``(n, *condition_shape)``, or a clear refusal.
+
+    Raises:
+        TypeError: unless they are an array of numbers.
+        ValueError: for another number of rows than the samples', values that are not
+            finite, entries that never change.
+    """
+    if isinstance(condition, dict) or np.asarray(condition).dtype.kind not in "biufV":
+        raise TypeError(
+            "`condition` must be an array of numbers, (n, *condition_shape); got "
+            f"{type(condition).__name__}. Stack the arrays, and give categories one "
+            "column of 0 and 1 each."
+        )
+    as_condition("condition", condition)
+    rows = np.asarray(condition).astype(np.float64)
+    if rows.ndim == 0 or rows.shape[0] != num_rows or rows.size == 0:
+        raise ValueError(
+            f"`condition` must have one row for each of the {num_rows} rows of "
+            f"`samples`; got shape {rows.shape}."
+        )
+    constant = rows.std(axis=0) <= 1e-6 * np.abs(rows).max(axis=0)
+    if np.any(constant):
+        raise ValueError(
+            "`condition` must vary in every entry, else nothing can be learned of it; "
+            f"got {int(constant.sum())} constant entries, the first at index "
+            f"{tuple(int(i) for i in np.argwhere(constant)[0])}. Drop these entries, or "
+            "subtract a large offset."
+        )
+    return rows
 
 
 def split_rows(

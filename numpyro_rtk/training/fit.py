@@ -45,6 +45,7 @@ def fit(
     key: jax.Array,
     samples: Any,
     *,
+    condition: Any = None,
     network: AbstractEnergyNetwork | AbstractScoreNetwork | None = None,
     num_steps: int = 4000,
     batch_size: int = 512,
@@ -77,11 +78,13 @@ def fit(
         noise_range=noise_range,
     )
     placement = check_devices(devices, batch_size)
-    rows = open_rows(samples, on_host, placement.replicate)
+    rows = open_rows(samples, on_host, placement.replicate, condition)
     key_network, key_split, key_validation, key_steps = jr.split(key, 4)
     if network is None:
-        network = EnergyMLP(rows.event_shape, key=key_network)
-    _check_network(network, rows.event_shape)
+        network = EnergyMLP(
+            rows.event_shape, condition_shape=rows.condition_shape, key=key_network
+        )
+    _check_network(network, rows.event_shape, rows.condition_shape)
 
     model = _build_model(network, rows, standardise, noise_range)
     loss_fn = (
@@ -173,9 +176,11 @@ def _advance(
 def _fingerprint(key, rows, model, weights, **options: float | str) -> dict[str, Any]:
     """What two calls must share for one to go on where the other stopped."""
     first = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)]
+    summary = lambda a: [list(a.shape), zlib.crc32(np.ascontiguousarray(a).tobytes())]
     return {
         "key": np.asarray(jr.key_data(key)).tolist(),
         "samples": rows.identity(),
+        **({} if rows.condition is None else {"condition": summary(rows.condition)}),
         "network": [type(model.network).__name__, zlib.crc32(b"".join(first))],
         "noise_range": list(model.noise_range),
         **options,
@@ -192,6 +197,7 @@ def _build_model(
     loc, scale, base = rows.standardise(standardise, network.exchangeable)
     parts = {
         "base": base,
+        "conditioning": rows.conditioning,
         "loc": jnp.asarray(loc, jnp.float32),
         "scale": jnp.asarray(scale, jnp.float32),
         "noise_range": (float(noise_range[0]), float(noise_range[1])),
@@ -277,19 +283,24 @@ def _report_divergence(
 
 
 def _validation_points(
-    key: jax.Array, z: np.ndarray, noise_range: tuple[float, float]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    key: jax.Array, z: Any, noise_range: tuple[float, float]
+) -> tuple[Any, jax.Array, jax.Array]:
     """Held-out rows, each several times if they are few, with fixed noise."""
     key_noise, key_level, key_order = jr.split(key, 3)
-    num = max(_NUM_VALIDATION_POINTS // len(z), 1) * len(z)
-    rows = np.tile(np.arange(len(z)), num // len(z))[:_NUM_VALIDATION_POINTS]
-    z0 = jnp.asarray(z[rows], jnp.float32)
-    e = jr.normal(key_noise, z0.shape, jnp.float32)
+    num_rows = len(jax.tree.leaves(z)[0])
+    num = max(_NUM_VALIDATION_POINTS // num_rows, 1)
+    rows = np.tile(np.arange(num_rows), num)[:_NUM_VALIDATION_POINTS]
+    z0 = jax.tree.map(lambda values: jnp.asarray(values[rows], jnp.float32), z)
+    e = jr.normal(key_noise, jax.tree.leaves(z0)[0].shape, jnp.float32)
     log_r = draw_noise_levels(key_level, len(rows), noise_range)
     return z0, e, jr.permutation(key_order, log_r)
 
 
-def _check_network(network: object, event_shape: tuple[int, ...]) -> None:
+def _check_network(
+    network: object,
+    event_shape: tuple[int, ...],
+    condition_shape: tuple[int, ...] | None,
+) -> None:
     if not isinstance(network, AbstractEnergyNetwork | AbstractScoreNetwork):
         raise TypeError(
             "`network` must be an energy network (`EnergyMLP`), a score network "
@@ -301,6 +312,13 @@ def _check_network(network: object, event_shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"`network` must be made for the event shape of `samples`, {event_shape}; "
             f"got one for {network.event_shape}."
+        )
+    theirs = getattr(network, "condition_shape", None)
+    if theirs != condition_shape:
+        raise ValueError(
+            f"`network` must be made for a condition of shape {condition_shape}, that "
+            f"of `condition`; got one for {theirs}. Build it with "
+            f"`condition_shape={condition_shape}`."
         )
 
 

@@ -185,7 +185,7 @@ def run_steps(
         state: where to start.
         settings: of the optimisation.
         key: random key, the same for all calls of one fit.
-        rows: standardised.
+        rows: standardised; of a conditional model pairs of values and conditions.
         num_steps: an integer scalar.
         batch_size: points a step.
         total: sum of the losses of earlier steps, a scalar.
@@ -199,7 +199,8 @@ def run_steps(
         state, total = carry
         key_rows, key_noise, key_level = _step_keys(key, state.step)
         z0 = rows.minibatch(index, key_rows, batch_size)
-        e = jr.normal(key_noise, z0.shape, z0.dtype)
+        first = jax.tree.leaves(z0)[0]
+        e = jr.normal(key_noise, first.shape, first.dtype)
         log_r = draw_noise_levels(key_level, batch_size, model.noise_range)
         if sharding is not None:
             z0, e, log_r = jax.lax.with_sharding_constraint((z0, e, log_r), sharding)
@@ -222,7 +223,7 @@ def validate(
     loss_fn: LossFn,
     model: Any,
     weights: Any,
-    z0: jax.Array,
+    z0: Any,
     e: jax.Array,
     log_r: jax.Array,
 ) -> jax.Array:
@@ -232,7 +233,14 @@ def validate(
 
 def _mean_loss(loss_fn, model, weights, z0, e, log_r):
     model = with_weights(model, weights)
-    return jnp.mean(jax.vmap(lambda *point: loss_fn(model, *point))(z0, e, log_r))
+
+    def loss(z0, e, log_r):
+        if isinstance(z0, tuple):
+            z0, condition = z0
+            return loss_fn(model.given(condition), z0, e, log_r)
+        return loss_fn(model, z0, e, log_r)
+
+    return jnp.mean(jax.vmap(loss)(z0, e, log_r))
 
 
 def _learning_rate(settings: Settings, step: jax.Array) -> jax.Array:

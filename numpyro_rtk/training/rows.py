@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_rtk.networks.condition import Conditioning, fit_conditioning
 from numpyro_rtk.networks.standardise import (
     GaussianBase,
     Moments,
@@ -27,6 +28,7 @@ from numpyro_rtk.networks.standardise import (
 )
 from numpyro_rtk.training.data import (
     MIN_SAMPLES,
+    check_condition,
     check_finite,
     check_floating,
     check_form,
@@ -58,7 +60,10 @@ def is_stream(samples: object) -> bool:
 
 
 def open_rows(
-    samples: Any, on_host: bool | None, replicate: Callable[[Any], Any]
+    samples: Any,
+    on_host: bool | None,
+    replicate: Callable[[Any], Any],
+    condition: Any = None,
 ) -> "AbstractRows":
     """The samples, checked, where they are to stay.
 
@@ -67,6 +72,7 @@ def open_rows(
         on_host: where an array stays; None: a memory map, and an array of more than
             2 GiB in float32, on the host, others on the device.
         replicate: puts an array on the device, or on each.
+        condition: of each sample; None: there is none.
 
     Raises:
         TypeError: for samples of the wrong kind.
@@ -74,6 +80,14 @@ def open_rows(
     """
     if on_host is not None and not isinstance(on_host, bool):
         raise TypeError(f"`on_host` must be True, False or None; got {on_host!r}.")
+    if condition is not None:
+        if on_host or is_stream(samples):
+            raise ValueError(
+                "`condition` must be given with samples that the device's memory holds; "
+                "got an iterator or `on_host=True`. Learn from an array of some of the "
+                "rows."
+            )
+        return ConditionalRows(samples, condition, replicate)
     if is_stream(samples):
         if on_host is False:
             raise ValueError(
@@ -92,12 +106,21 @@ class AbstractRows(ABC):
 
     Attributes:
         event_shape: of one row.
+        condition: of each row, ``(n, *condition_shape)``; None where there is none.
+        conditioning: what ``standardise`` has found of it.
     """
 
     event_shape: tuple[int, ...]
+    condition: np.ndarray | None = None
+    conditioning: Conditioning | None = None
     _moments: Moments
     _loc: np.ndarray
     _scale: np.ndarray
+
+    @property
+    def condition_shape(self) -> tuple[int, ...] | None:
+        """Of one row's condition; None where there is none."""
+        return None if self.condition is None else self.condition.shape[1:]
 
     def standardise(
         self, mode: str, exchangeable: bool = False
@@ -118,8 +141,11 @@ class AbstractRows(ABC):
         return self._loc, self._scale, base
 
     @abstractmethod
-    def hold_out(self, key: jax.Array, fraction: float) -> np.ndarray:
-        """Keep rows back from training; these, standardised, ``(k, *event_shape)``."""
+    def hold_out(self, key: jax.Array, fraction: float) -> Any:
+        """Keep rows back from training; these, standardised, ``(k, *event_shape)``.
+
+        Where there is a condition, a pair of them and their conditions.
+        """
 
     @abstractmethod
     def identity(self) -> list:
@@ -194,6 +220,37 @@ class DeviceRows(AbstractRows):
 
     def _chunks(self):
         return [self._samples]
+
+
+class ConditionalRows(DeviceRows):
+    """An array in the device's memory, and the condition of each of its rows."""
+
+    def __init__(self, samples: Any, condition: Any, replicate: Callable[[Any], Any]):
+        super().__init__(samples, replicate)
+        self.condition = check_condition(condition, len(self._samples))
+
+    def standardise(self, mode, exchangeable=False):
+        """As there; the base is of what the regression on the condition leaves."""
+        if exchangeable:
+            raise ValueError(
+                "`network` must not be exchangeable where there is a `condition`: the "
+                "regression on it would not be. Use an `EnergyMLP`."
+            )
+        assert self.condition is not None
+        self._loc, self._scale = fit_loc_and_scale(self._moments, mode)
+        z = self._standardised(self._samples).reshape(len(self._samples), -1)
+        self.conditioning, residual = fit_conditioning(z, self.condition)
+        base = fit_gaussian_base_in_chunks([residual], len(residual))
+        return self._loc, self._scale, base
+
+    def hold_out(self, key, fraction):
+        """As there, in pairs with the conditions."""
+        assert self.condition is not None
+        z, c = self._standardised(self._samples), self.condition
+        train, held_out = split_rows(key, len(z), fraction)
+        pair = (jnp.asarray(values[train], jnp.float32) for values in (z, c))
+        self._train = self._replicate(tuple(pair))
+        return z[held_out], c[held_out]
 
 
 class HostRows(AbstractRows):

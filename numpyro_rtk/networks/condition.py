@@ -1,0 +1,206 @@
+r"""Conditions: what a density p(x | c) is given, and the part of x that is linear in it.
+
+With :math:`\tilde c = (c - \text{loc}) / \text{scale}` and the regression
+:math:`z \approx B \tilde c` on standardised data, what is left has the covariance of the
+Gaussian base. Under the noise the Gaussian of mean :math:`B \tilde c` becomes one of mean
+:math:`a_t B \tilde c`, exactly normalised for every ``c``; the noise's own centre and
+scale know nothing of ``c``.
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from numpyro_rtk.networks.standardise import GaussianBase
+
+__all__ = [
+    "Conditional",
+    "Conditioning",
+    "as_condition",
+    "check_bound",
+    "fit_conditioning",
+]
+
+
+class Conditioning(eqx.Module):
+    """A condition's standardisation, and the regression of the data on it.
+
+    Attributes:
+        loc: mean of the condition, of its shape; not trained.
+        scale: its standard deviation, of its shape; not trained.
+        weights: ``B``, ``(dim, condition_dim)``; not trained.
+    """
+
+    loc: jax.Array
+    scale: jax.Array
+    weights: jax.Array
+
+    def standardised(self, condition: jax.Array) -> jax.Array:
+        """Of mean 0 and variance 1 over the data, of the condition's shape."""
+        return (condition - self.loc) / self.scale
+
+    def mean(self, standardised: jax.Array) -> jax.Array:
+        """Mean of the standardised data, ``(dim,)``, of a standardised condition."""
+        return self.weights @ jnp.ravel(standardised)
+
+
+class Conditional(eqx.Module):
+    """What models of p(x) and of p(x | c) have in common.
+
+    Attributes:
+        base: the Gaussian of the standardised data, or of what the regression leaves.
+        conditioning: None for a model of p(x).
+        bound: the standardised condition, once it is given.
+    """
+
+    network: eqx.AbstractVar[Any]
+    base: eqx.AbstractVar[GaussianBase]
+    conditioning: eqx.AbstractVar[Conditioning | None]
+    bound: eqx.AbstractVar[jax.Array | None]
+
+    @property
+    def condition_shape(self) -> tuple[int, ...] | None:
+        """Shape of the condition that is to be given; None where there is none."""
+        if self.conditioning is None or self.bound is not None:
+            return None
+        return tuple(self.conditioning.loc.shape)
+
+    def given(self, condition: Any) -> Any:
+        """The density p(x | c) at one value of the condition: a model of ``x`` alone.
+
+        Args:
+            condition: of ``condition_shape``; it may be traced and differentiated.
+
+        Raises:
+            TypeError: for anything but numbers.
+            ValueError: for another shape, values that are not finite, or a model that
+                has no condition (any more).
+        """
+        shape = self.condition_shape
+        if shape is None or self.conditioning is None:
+            why = "was learned without" if self.bound is None else "is already bound to"
+            raise ValueError(
+                f"`given` must be called on a conditional model; this one {why} a "
+                "condition. Learn one with `rtk.fit(key, samples, condition=...)`."
+            )
+        condition = as_condition("condition", condition)
+        if condition.shape != shape:
+            raise ValueError(
+                f"`condition` must have shape {shape}; got {condition.shape}. For many "
+                "at once use `jax.vmap`, or `rtk.LearnedPrior(model_, condition=...)`."
+            )
+        return dataclasses.replace(
+            self, bound=self.conditioning.standardised(condition)
+        )
+
+    def _residual(self, z: jax.Array, t: jax.Array) -> jax.Array:
+        """What the base is of, flat: ``z`` less the noised mean of the regression."""
+        if self.conditioning is None:
+            return jnp.ravel(z)
+        mean = self.conditioning.mean(self._condition())
+        return jnp.ravel(z) - jnp.exp(-t) * mean
+
+    def _correction(self, z: jax.Array, t: jax.Array, log_r: jax.Array) -> jax.Array:
+        """The network's, at ``z`` (event_shape).
+
+        Of p(x | c) it sees the residual, at unit variance for every noise: a density
+        that only moves with ``c`` then looks the same for all ``c``, and a precise
+        condition does not push it below the network's resolution.
+        """
+        if self.conditioning is None:
+            return self.network(z, log_r)
+        spread = jnp.sqrt(jnp.square(self.base.axes) @ self.base.variances_at(t))
+        residual = (self._residual(z, t) / spread).reshape(z.shape)
+        return self.network(residual, log_r, self._condition())
+
+    def _condition(self) -> jax.Array:
+        if self.bound is None:
+            raise ValueError(
+                "A density p(x | c) must be given its condition first. Write "
+                "`model_.given(c)`, or `rtk.LearnedPrior(model_, condition=c)`."
+            )
+        return self.bound
+
+
+def as_condition(name: str, condition: Any) -> jax.Array:
+    """A condition as an array of floating point numbers.
+
+    Raises:
+        TypeError: for anything but numbers (integers and booleans become floating).
+        ValueError: for values that are not finite, where they are known.
+    """
+    message = f"`{name}` must be an array of numbers; got {{}}."
+    # a string would be taken for the name of a type
+    if any(isinstance(leaf, str | bytes) for leaf in jax.tree.leaves(condition)):
+        raise TypeError(message.format(repr(condition)[:60]))
+    try:
+        array = jnp.asarray(condition)
+    except (TypeError, ValueError):
+        raise TypeError(message.format(type(condition).__name__)) from None
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        if not jnp.issubdtype(array.dtype, np.integer) and array.dtype != bool:
+            raise TypeError(message.format(f"type {array.dtype}"))
+        array = array.astype(jnp.result_type(float))
+    if not isinstance(array, Tracer):
+        num_bad = int(np.sum(~np.isfinite(np.asarray(array))))
+        if num_bad:
+            raise ValueError(
+                f"`{name}` must be finite; got {num_bad} NaN or infinite values."
+            )
+    return array
+
+
+def check_bound(name: str, density: Any) -> None:
+    """Raise where a density of ``x`` alone is needed and the condition is still open."""
+    if getattr(density, "condition_shape", None) is not None:
+        raise ValueError(
+            f"`{name}` must be a density of x alone; got one of p(x | c), a "
+            f"{type(density).__name__} with a condition of shape "
+            f"{tuple(density.condition_shape)}. Pass `{name}.given(c)`."
+        )
+
+
+def fit_conditioning(
+    z: np.ndarray, condition: np.ndarray
+) -> tuple[Conditioning, np.ndarray]:
+    r"""Ridge regression of standardised data on their condition, in float32.
+
+    The penalty is ``condition_dim / n`` times the condition's variance: invisible where
+    rows are many, and enough where entries of the condition depend on each other.
+
+    Args:
+        z: standardised data, ``(n, dim)``, float64.
+        condition: ``(n, *condition_shape)``, float64.
+
+    Returns:
+        The conditioning, and the residuals ``z - B c``, ``(n, dim)``.
+
+    Raises:
+        ValueError: where the condition determines a coordinate of the data.
+    """
+    loc, scale = condition.mean(axis=0), condition.std(axis=0)
+    c = ((condition - loc) / scale).reshape(len(condition), -1)
+    num, dim = c.shape
+    covariance = c.T @ c / num + dim / num * np.eye(dim)
+    weights = np.linalg.solve(covariance, c.T @ z / num).T
+    residual = z - c @ weights.T
+    if num > 2 * dim:
+        _check_undetermined(z, c)
+    arrays = (jnp.asarray(a, jnp.float32) for a in (loc, scale, weights))
+    return Conditioning(*arrays), residual
+
+
+def _check_undetermined(z: np.ndarray, c: np.ndarray) -> None:
+    left = z - c @ np.linalg.lstsq(c, z, rcond=None)[0]
+    determined = np.flatnonzero(left.std(axis=0) < 1e-3 * z.std(axis=0))
+    if determined.size:
+        raise ValueError(
+            "`samples` must not be a linear function of `condition`: given that, they "
+            f"have no density; got {determined.size} such coordinates, the first at "
+            f"flat index {determined[0]}. Drop these coordinates."
+        )
