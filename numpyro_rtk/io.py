@@ -27,11 +27,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk._file import read_arrays, write_arrays
 from numpyro_rtk.networks.condition import Conditioning
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.energy_set import EnergySet
 from numpyro_rtk.networks.energy_unet import EnergyUNet
+from numpyro_rtk.networks.mixture_base import MixtureBase
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
@@ -42,9 +44,9 @@ from numpyro_rtk.networks.standardise import GaussianBase
 __all__ = ["load", "save"]
 
 _FORMAT = "numpyro_rtk model"
-# Version 2 adds "sites", version 3 "condition_shape"; models without them are still
-# written as version 1.
-_VERSIONS = (1, 2, 3)
+# Version 2 adds "sites", version 3 "condition_shape", version 4 "num_components"; models
+# without them are still written as version 1.
+_VERSIONS = (1, 2, 3, 4)
 _MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
 _NETWORKS: dict[str, Any] = {
     network.__name__: network
@@ -87,6 +89,8 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
     }
     if model_.sites is not None:
         header["sites"] = model_.sites
+    if isinstance(model_.base, MixtureBase):
+        header["num_components"] = len(model_.base.log_weights)
     if model_.condition_shape is not None:
         header["condition_shape"] = list(model_.condition_shape)
     try:
@@ -136,6 +140,7 @@ def load(
             _as_noise_range(header["noise_range"]),
             _as_sites(header.get("sites")),
             as_condition_shape(header.get("condition_shape")),
+            _as_num_components(header.get("num_components")),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
@@ -152,6 +157,8 @@ def load(
 
 
 def _version_of(model_: EnergyModel | ScoreModel) -> int:
+    if isinstance(model_.base, MixtureBase):
+        return 4
     if model_.condition_shape is not None:
         return 3
     return 1 if model_.sites is None else 2
@@ -168,6 +175,12 @@ def _as_sites(entries: Any) -> tuple[SiteSpec, ...] | None:
     return None if entries is None else tuple(map(SiteSpec.from_json, entries))
 
 
+def _as_num_components(value: Any) -> int | None:
+    if value is not None:
+        check_positive_int("num_components", value)
+    return value
+
+
 def _template(
     model_class: Any,
     network_class: Any,
@@ -175,6 +188,7 @@ def _template(
     noise_range: tuple[float, float],
     sites: tuple[SiteSpec, ...] | None,
     condition_shape: tuple[int, ...] | None,
+    num_components: int | None,
 ) -> Any:
     """A model with shapes in the place of arrays; nothing is computed."""
     for name in ("event_shape", "condition_shape"):
@@ -189,9 +203,14 @@ def _template(
             weights = jnp.zeros((dim, math.prod(condition_shape)))
             zeros = jnp.zeros(condition_shape)
             conditioning = Conditioning(zeros, zeros, weights)
+        base = GaussianBase(jnp.zeros((dim, dim)), jnp.zeros(dim))
+        if num_components is not None:
+            each = jnp.zeros((num_components, dim))
+            axes = jnp.zeros((dim, num_components * dim))
+            base = MixtureBase(jnp.zeros(num_components), axes, each, each)
         return model_class(
             network=network,
-            base=GaussianBase(jnp.zeros((dim, dim)), jnp.zeros(dim)),
+            base=base,
             loc=jnp.zeros(network.event_shape),
             scale=jnp.zeros(network.event_shape),
             noise_range=noise_range,

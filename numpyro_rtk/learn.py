@@ -33,6 +33,7 @@ def fit(
     ema_decay: float = 0.998,
     standardise: str = "coordinate",
     noise_range: tuple[float, float] = NOISE_RANGE,
+    num_components: int | None = None,
     checkpoint: str | os.PathLike | None = None,
     on_host: bool | None = None,
     devices: Sequence[Any] | jax.sharding.Mesh | None = None,
@@ -75,6 +76,11 @@ def fit(
             or one for all.
         noise_range: smallest and largest noise-to-signal ratio, on the standardised
             scale. Structure finer than the smallest is blurred.
+        num_components: of the Gaussian mixture (by EM, full covariances) that the energy
+            or the score starts from, and whose rest the network learns. None: as many,
+            at most 16, as the held-out rows ask for. 1: the Gaussian of all rows, which
+            is also what conditional and exchangeable models and more than 128
+            dimensions have.
         checkpoint: a file to write at every evaluation. Where it is there already, by
             an interrupted call with the same arguments, training goes on from it, to
             the same result as without the interruption (bit for bit on the CPU).
@@ -130,6 +136,7 @@ def fit(
         ema_decay=ema_decay,
         standardise=standardise,
         noise_range=noise_range,
+        num_components=num_components,
         checkpoint=checkpoint,
         on_host=on_host,
         devices=devices,

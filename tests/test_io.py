@@ -20,6 +20,7 @@ from numpyro_rtk.networks import (
     ScoreModel,
     ScoreUNet,
 )
+from numpyro_rtk.networks.mixture_base import mixture_base
 from numpyro_rtk.networks.standardise import GaussianBase
 
 
@@ -86,6 +87,15 @@ def test_round_trip_of_images_and_sets(tmp_path, network_class, event_shape, opt
     again = load(tmp_path / "model.rtk")
     assert type(again.network) is network_class
     assert bool(eqx.tree_equal(again, model))
+
+
+def test_round_trip_of_a_mixture_base(tmp_path):
+    base = mixture_base([0.3, 0.7], np.eye(3)[:2], np.stack([np.eye(3)] * 2) * 0.2)
+    model = eqx.tree_at(lambda model: model.base, build_model(EnergyMLP), base)
+    path = tmp_path / "model.rtk"
+    save(path, model)
+    assert b'"version": 4' in path.read_bytes()
+    assert bool(eqx.tree_equal(load(path), model))
 
 
 def test_loaded_model_computes_the_same(saved):
@@ -181,7 +191,7 @@ def flipped(content):
         (lambda content: content.split(b"\n", 1)[0], "is truncated"),
         (lambda content: content + b"\0", "bytes after the end"),
         (flipped, "do not match their checksum"),
-        (edited(version=4), "version 4; .* reads versions .1, 2, 3.. Upgrade"),
+        (edited(version=5), "version 5; .* reads versions .1, 2, 3, 4.. Upgrade"),
         (edited(version=None), "version None"),
         (edited(arrays=None), "header is incomplete"),
         (edited(arrays=[{"name": "a", "dtype": "|O", "shape": [1]}]), "incomplete"),

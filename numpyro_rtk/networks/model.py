@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.condition import Conditional, Conditioning
+from numpyro_rtk.networks.mixture_base import MixtureBase
 from numpyro_rtk.networks.shapes import map_over_batch
 from numpyro_rtk.networks.site import SiteSpec
 from numpyro_rtk.networks.standardise import GaussianBase
@@ -36,12 +37,12 @@ def _log_noise_to_signal(t: jax.Array, largest_noise: float) -> jax.Array:
 class EnergyModel(Conditional):
     r"""A learned density at every noise level, with its score.
 
-    .. math:: -\log p_t(z) = E_\text{Gauss}(z, t) + a_t^2\, f(z, \log r_t)
+    .. math:: -\log p_t(z) = E_\text{base}(z, t) + a_t^2\, f(z, \log r_t)
 
-    The first term is the exact energy of the Gaussian with the data's covariance after
-    noise, the second a network's. The factor :math:`a_t^2` makes the density Gaussian,
-    and normalised, at the noise end; how the normalising constant moves on the way to
-    the data is part of the training loss
+    The first term is the exact energy, after noise, of a Gaussian mixture fitted to the
+    data by EM, or of one Gaussian; the second a network's. The factor :math:`a_t^2` makes
+    the density that of the base, and normalised, at the noise end; how the normalising
+    constant moves on the way to the data is part of the training loss
     (:func:`numpyro_rtk.training.losses.dual_score_matching`).
 
     Of a conditional density :math:`p(x \mid c)` (``rtk.fit(..., condition=c)``) the
@@ -54,7 +55,7 @@ class EnergyModel(Conditional):
 
     Attributes:
         network: the learned correction.
-        base: the Gaussian of the standardised data.
+        base: the Gaussian, or the mixture of them, of the standardised data.
         loc: mean of the data, of ``event_shape``; not trained.
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
@@ -64,7 +65,7 @@ class EnergyModel(Conditional):
     """
 
     network: AbstractEnergyNetwork
-    base: GaussianBase
+    base: GaussianBase | MixtureBase
     loc: jax.Array
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
@@ -107,7 +108,7 @@ class EnergyModel(Conditional):
 class ScoreModel(Conditional):
     r"""A learned score at every noise level, without a density.
 
-    .. math:: \nabla \log p_t(z) = -\nabla E_\text{Gauss}(z, t)
+    .. math:: \nabla \log p_t(z) = -\nabla E_\text{base}(z, t)
               + (r_t^2 + 0.1^2)^{-1/2} f(z, \log r_t)
 
     The factor is that of noise prediction, ``1 / r_t``, until the noise is a tenth of
@@ -122,7 +123,7 @@ class ScoreModel(Conditional):
 
     Attributes:
         network: the learned correction.
-        base: the Gaussian of the standardised data.
+        base: the Gaussian, or the mixture of them, of the standardised data.
         loc: mean of the data, of ``event_shape``; not trained.
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
@@ -132,7 +133,7 @@ class ScoreModel(Conditional):
     """
 
     network: AbstractScoreNetwork
-    base: GaussianBase
+    base: GaussianBase | MixtureBase
     loc: jax.Array
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)

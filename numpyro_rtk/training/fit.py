@@ -1,5 +1,7 @@
 """``fit``: from samples to a learned density."""
 
+import dataclasses
+import math
 import os
 import time
 import warnings
@@ -32,6 +34,7 @@ from numpyro_rtk.training.loop import (
     with_weights,
 )
 from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
+from numpyro_rtk.training.mixture import LARGEST_DIM, MAX_ROWS, fit_mixture
 from numpyro_rtk.training.rows import AbstractRows, open_rows
 
 __all__ = ["NOISE_RANGE", "fit"]
@@ -55,6 +58,7 @@ def fit(
     ema_decay: float = 0.998,
     standardise: str = "coordinate",
     noise_range: tuple[float, float] = NOISE_RANGE,
+    num_components: int | None = None,
     checkpoint: str | os.PathLike | None = None,
     on_host: bool | None = None,
     devices: Any = None,
@@ -77,6 +81,8 @@ def fit(
         standardise=standardise,
         noise_range=noise_range,
     )
+    if num_components is not None:
+        check_positive_int("num_components", num_components)
     placement = check_devices(devices, batch_size)
     rows = open_rows(samples, on_host, placement.replicate, condition)
     key_network, key_split, key_validation, key_steps = jr.split(key, 4)
@@ -93,6 +99,7 @@ def fit(
         else denoising_score_matching
     )
     z_held_out = rows.hold_out(key_split, validation_fraction)
+    model = _with_mixture(model, rows, z_held_out, num_components)
     points = _validation_points(key_validation, z_held_out, model.noise_range)
     points = placement.share(points, axis=0)
     settings = Settings(
@@ -118,6 +125,7 @@ def fit(
             validation_fraction=validation_fraction,
             ema_decay=ema_decay,
             standardise=standardise,
+            **({} if num_components is None else {"num_components": num_components}),
         )
         progress = load_progress(checkpoint, fingerprint, progress)
         save = lambda progress: save_progress(checkpoint, fingerprint, progress)
@@ -205,6 +213,31 @@ def _build_model(
     if isinstance(network, AbstractEnergyNetwork):
         return EnergyModel(network=network, **parts)
     return ScoreModel(network=network, **parts)
+
+
+def _with_mixture(
+    model: EnergyModel | ScoreModel,
+    rows: AbstractRows,
+    z_held_out: Any,
+    num_components: int | None,
+) -> EnergyModel | ScoreModel:
+    """The model on a mixture of Gaussians in the place of one, where that is better."""
+    reason = None
+    if rows.condition is not None:
+        reason = "where there is a `condition`"
+    elif model.network.exchangeable:
+        reason = "for an exchangeable network"
+    elif math.prod(rows.event_shape) > LARGEST_DIM:
+        reason = f"beyond {LARGEST_DIM} dimensions"
+    if reason is not None:
+        if num_components not in (None, 1):
+            raise ValueError(
+                f"`num_components` must be None or 1 {reason}; got {num_components}."
+            )
+        return model
+    held_out = z_held_out.reshape(len(z_held_out), -1)
+    base = fit_mixture(rows.some(MAX_ROWS), held_out, num_components)
+    return model if base is None else dataclasses.replace(model, base=base)
 
 
 def _train(

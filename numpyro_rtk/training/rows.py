@@ -148,6 +148,10 @@ class AbstractRows(ABC):
         """
 
     @abstractmethod
+    def some(self, num: int) -> np.ndarray:
+        """At most ``num`` rows to train on, standardised and flat, after ``hold_out``."""
+
+    @abstractmethod
     def identity(self) -> list:
         """What these rows do not share with those of another fit, as JSON holds it."""
 
@@ -211,6 +215,9 @@ class DeviceRows(AbstractRows):
         self._train = self._replicate(jnp.asarray(z[train], jnp.float32))
         return z[held_out]
 
+    def some(self, num):
+        return _flat(np.asarray(self._train[:num]))
+
     def identity(self):
         content = np.ascontiguousarray(self._samples).tobytes()
         return [list(self._samples.shape), zlib.crc32(content)]
@@ -273,6 +280,10 @@ class HostRows(AbstractRows):
     def hold_out(self, key, fraction):
         self._train, held_out = split_rows(key, len(self._samples), fraction)
         return self._standardised(self._gather(held_out))
+
+    def some(self, num):
+        rows = self._standardised(self._gather(self._train[:num]))
+        return _flat(rows.astype(np.float32))
 
     def identity(self):
         checksum = 0  # that of the same rows on the device
@@ -349,6 +360,10 @@ class StreamRows(AbstractRows):
         self._held_out[held_out] = True
         return self._standardised(self._first[held_out])
 
+    def some(self, num):
+        rows = self._standardised(self._first[~self._held_out][:num])
+        return _flat(rows.astype(np.float32))
+
     def identity(self):
         return ["stream", list(self._first.shape), zlib.crc32(self._first.tobytes())]
 
@@ -396,6 +411,10 @@ class StreamRows(AbstractRows):
                     yield position, rows
                     position += len(rows)
             _check_length(num_pass, position)
+
+
+def _flat(rows: np.ndarray) -> np.ndarray:
+    return rows.reshape(len(rows), -1).astype(np.float64)
 
 
 def _starter(samples: Any) -> Callable[[], Iterator]:

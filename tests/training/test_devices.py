@@ -28,7 +28,7 @@ def spy(*arguments):
 def fit(seed, **options):
     model, history = fit_module.fit(
         jr.key(seed), samples, network=network, num_steps=40, progress_bar=False,
-        **{"batch_size": 12, **options},
+        num_components=2, **{"batch_size": 12, **options},
     )
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_array))
     assert {leaf.sharding.num_devices for leaf in leaves} == {1}

@@ -17,7 +17,13 @@ from numpyro_rtk.networks import (
 from numpyro_rtk.training import fit as fit_module
 from numpyro_rtk.training.fit import fit
 
-QUICK = {"num_steps": 60, "batch_size": 16, "progress_bar": False}
+# One Gaussian: a mixture would leave the network of these tests nothing to learn.
+QUICK = {
+    "num_steps": 60,
+    "batch_size": 16,
+    "progress_bar": False,
+    "num_components": 1,
+}
 
 
 def draw_clusters(num, event_shape):

@@ -1,0 +1,105 @@
+"""The Gaussian mixture that a fit starts from, by expectation maximisation."""
+
+import warnings
+
+import numpy as np
+from scipy.cluster.vq import kmeans2
+
+from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
+
+__all__ = ["LARGEST_DIM", "MAX_ROWS", "fit_mixture"]
+
+LARGEST_DIM = 128  # beyond it full covariances cost more than the network
+MAX_ROWS = 50_000  # of the rows that EM sees
+_NUM_COMPONENTS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
+_MAX_FAILURES = 2  # in a row, then no more components are tried
+_MAX_ITERATIONS, _SMALLEST_VARIANCE = 60, 1e-5
+
+
+def fit_mixture(
+    z: np.ndarray, held_out: np.ndarray, num_components: int | None
+) -> MixtureBase | None:
+    """A mixture of Gaussians with full covariances.
+
+    Args:
+        z: standardised rows, ``(n, dim)``.
+        held_out: standardised rows that were not in ``z``, ``(m, dim)``.
+        num_components: K; None tries 1, 2, ..., 16 and takes more only where the
+            held-out log density rises by more than its standard error.
+
+    Returns:
+        The base; None where it is to be one Gaussian.
+
+    Raises:
+        ImportError: without scikit-learn.
+        ValueError: where there are too few rows for ``num_components``.
+    """
+    dim = z.shape[1]
+    most = len(z) // (2 * dim + 2)  # rows below which a covariance is no estimate
+    if num_components is not None:
+        if num_components == 1:
+            return None
+        if num_components > most:
+            raise ValueError(
+                f"`num_components` must be at most {most} for {len(z)} rows to train on "
+                f"in {dim} dimensions; got {num_components}."
+            )
+        return _as_base(_by_em(z, num_components))
+    best, failures = _by_em(z, 1), 0
+    density, chosen = best.score_samples(held_out), None
+    for num in _NUM_COMPONENTS:
+        if num > most or failures == _MAX_FAILURES:
+            break
+        found = _by_em(z, num)
+        gain = found.score_samples(held_out) - density
+        if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)):
+            chosen, density, failures = found, density + gain, 0
+        else:
+            failures += 1
+    return None if chosen is None else _as_base(chosen)
+
+
+def _by_em(z: np.ndarray, num: int):
+    """scikit-learn's EM from a start that does not depend on the number of threads."""
+    try:
+        from sklearn.cluster import kmeans_plusplus
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+    except ImportError:
+        raise ImportError(
+            "The mixture that `fit` starts from needs scikit-learn: `pip install "
+            "scikit-learn`, or pass `num_components=1` to start from one Gaussian."
+        ) from None
+    first, _ = kmeans_plusplus(z, num, random_state=0)
+    _, label = kmeans2(z, first, minit="matrix", iter=20, missing="warn")
+    counts = np.bincount(label, minlength=num)
+    dim = z.shape[1]
+    pooled = np.cov(z, rowvar=False, bias=True).reshape(dim, dim) / num
+    means, precisions = [], []
+    for k, count in enumerate(counts):
+        rows = z[label == k] if count else first[k : k + 1]
+        # a small group's covariance leans on the pooled one
+        share = count / (count + 2.0 * dim)
+        own = np.cov(rows, rowvar=False, bias=True).reshape(dim, dim)
+        covariance = share * own + (1.0 - share) * pooled
+        covariance[np.diag_indices(dim)] += _SMALLEST_VARIANCE
+        means.append(rows.mean(axis=0))
+        precisions.append(np.linalg.inv(covariance))
+    weights = (counts + 1.0) / (counts + 1.0).sum()
+    found = GaussianMixture(
+        num,
+        reg_covar=_SMALLEST_VARIANCE,
+        max_iter=_MAX_ITERATIONS,
+        weights_init=weights,
+        means_init=np.stack(means),
+        precisions_init=np.stack(precisions),
+        random_state=0,
+    )
+    with warnings.catch_warnings():
+        # a mixture that is not quite at its best is a start all the same
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return found.fit(z)
+
+
+def _as_base(found) -> MixtureBase:
+    return mixture_base(found.weights_, found.means_, found.covariances_)
