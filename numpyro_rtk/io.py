@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from numpyro_rtk._checks import check_positive_int
+from numpyro_rtk._checks import check_positive, check_positive_int
 from numpyro_rtk._file import read_arrays, write_arrays
 from numpyro_rtk.networks.condition import Conditioning
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
@@ -44,8 +44,8 @@ from numpyro_rtk.networks.standardise import GaussianBase
 __all__ = ["load", "save"]
 
 _FORMAT = "numpyro_rtk model"
-# Version 2 adds "sites", version 3 "condition_shape", version 4 "num_components"; models
-# without them are still written as version 1.
+# Version 2 adds "sites", version 3 "condition_shape", version 4 "num_components" and
+# "reach"; models without them are still written as version 1.
 _VERSIONS = (1, 2, 3, 4)
 _MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
 _NETWORKS: dict[str, Any] = {
@@ -89,6 +89,8 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
     }
     if model_.sites is not None:
         header["sites"] = model_.sites
+    if isinstance(model_, EnergyModel) and model_.reach is not None:
+        header["reach"] = model_.reach
     if isinstance(model_.base, MixtureBase):
         header["num_components"] = len(model_.base.log_weights)
     if model_.condition_shape is not None:
@@ -141,6 +143,7 @@ def load(
             _as_sites(header.get("sites")),
             as_condition_shape(header.get("condition_shape")),
             _as_num_components(header.get("num_components")),
+            _as_reach(header.get("reach")),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
@@ -157,7 +160,10 @@ def load(
 
 
 def _version_of(model_: EnergyModel | ScoreModel) -> int:
-    if isinstance(model_.base, MixtureBase):
+    if (
+        isinstance(model_.base, MixtureBase)
+        or getattr(model_, "reach", None) is not None
+    ):
         return 4
     if model_.condition_shape is not None:
         return 3
@@ -181,6 +187,12 @@ def _as_num_components(value: Any) -> int | None:
     return value
 
 
+def _as_reach(value: Any) -> float | None:
+    if value is not None:
+        check_positive("reach", value)
+    return value
+
+
 def _template(
     model_class: Any,
     network_class: Any,
@@ -189,6 +201,7 @@ def _template(
     sites: tuple[SiteSpec, ...] | None,
     condition_shape: tuple[int, ...] | None,
     num_components: int | None,
+    reach: float | None,
 ) -> Any:
     """A model with shapes in the place of arrays; nothing is computed."""
     for name in ("event_shape", "condition_shape"):
@@ -216,6 +229,7 @@ def _template(
             noise_range=noise_range,
             sites=sites,
             conditioning=conditioning,
+            **({} if reach is None else {"reach": reach}),
         )
 
     return eqx.filter_eval_shape(build)

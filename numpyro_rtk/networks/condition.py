@@ -113,10 +113,15 @@ class Conditional(eqx.Module):
         condition does not push it below the network's resolution.
         """
         if self.conditioning is None:
-            return self.network(z, log_r)
+            return self.network(self._within_reach(z), log_r)
         spread = jnp.sqrt(jnp.square(self.base.axes) @ self.base.variances_at(t))
         residual = (self._residual(z, t) / spread).reshape(z.shape)
-        return self.network(residual, log_r, self._condition())
+        return self.network(self._within_reach(residual), log_r, self._condition())
+
+    def _within_reach(self, z: jax.Array) -> jax.Array:
+        """``z``, near 0 as it is and nowhere beyond the model's reach, if it has one."""
+        reach = getattr(self, "reach", None)
+        return z if reach is None else z * jax.lax.rsqrt(1.0 + (z / reach) ** 2)
 
     def _condition(self) -> jax.Array:
         if self.bound is None:

@@ -13,20 +13,13 @@ from numpyro_rtk.networks.unet_trunk import UNetTrunk, as_image_shape
 
 __all__ = ["EnergyUNet"]
 
-_LIMIT = 5.0  # of a pixel, in standard deviations of the process
-
 
 class EnergyUNet(AbstractEnergyNetwork):
     r"""U-Net with one number out: a correction to the energy of an image.
 
-    .. math:: f(z, \log r) = \langle \tilde z, P h \rangle + w \cdot b, \qquad
-              \tilde z = z\, (1 + (z / 5)^2)^{-1/2}
+    .. math:: f(z, \log r) = \langle z, P h \rangle + w \cdot b
 
-    with ``h`` the state at every pixel and ``b`` that of the smallest resolution, both
-    of :math:`\tilde z`. So ``f`` is bounded, the Gaussian rules far from the data, and
-    the density has a finite integral whatever the weights (that it is 1 is for the
-    training, and for :func:`numpyro_rtk.check_prior` to say); without that the energy of a
-    linearly growing ``h`` is a quadratic form that may well fall for ever. The
+    with ``h`` the state at every pixel and ``b`` that of the smallest resolution. The
     inner product of an image with a U-Net's output is the energy of Guth et al.; the
     second term adds what the shape of the image says as a whole. Starts at zero, so
     that an untrained model is the Gaussian that fits the data.
@@ -78,7 +71,6 @@ class EnergyUNet(AbstractEnergyNetwork):
     def __call__(self, z: jax.Array, log_r: jax.Array) -> jax.Array:
         """Map ``z`` (event_shape) and ``log_r`` () to a scalar."""
         z = z.reshape(*self.event_shape[:2], -1)
-        z = z * jax.lax.rsqrt(1.0 + (z / _LIMIT) ** 2)
         h, bottom = self.trunk(z, log_r)
         return jnp.sum((h @ self.pull) * z) + jnp.sum(bottom * self.readout)
 

@@ -37,13 +37,18 @@ def _log_noise_to_signal(t: jax.Array, largest_noise: float) -> jax.Array:
 class EnergyModel(Conditional):
     r"""A learned density at every noise level, with its score.
 
-    .. math:: -\log p_t(z) = E_\text{base}(z, t) + a_t^2\, f(z, \log r_t)
+    .. math:: -\log p_t(z) = E_\text{base}(z, t) + a_t^2\, f(\tilde z, \log r_t), \qquad
+              \tilde z = z\, (1 + (z / b)^2)^{-1/2}
 
     The first term is the exact energy, after noise, of a Gaussian mixture fitted to the
     data by EM, or of one Gaussian; the second a network's. The factor :math:`a_t^2` makes
     the density that of the base, and normalised, at the noise end; how the normalising
     constant moves on the way to the data is part of the training loss
     (:func:`numpyro_rtk.training.losses.dual_score_matching`).
+
+    The network sees :math:`\tilde z`, which no coordinate takes beyond the ``reach`` b: so
+    it is bounded, the base rules far from the data, and the integral is finite whatever
+    the weights. A network that grew like its input could outweigh any base.
 
     Of a conditional density :math:`p(x \mid c)` (``rtk.fit(..., condition=c)``) the
     Gaussian has the mean :math:`a_t B c` of a regression on ``c``, and the network sees
@@ -59,6 +64,7 @@ class EnergyModel(Conditional):
         loc: mean of the data, of ``event_shape``; not trained.
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
+        reach: b, in standard deviations of the process; None: the network sees ``z``.
         sites: what the values stand for, where they are not one array of real numbers.
         conditioning: of a conditional density, else None.
         bound: the standardised condition, once it is given.
@@ -70,6 +76,7 @@ class EnergyModel(Conditional):
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
     sites: tuple[SiteSpec, ...] | None = eqx.field(static=True, default=None)
+    reach: float | None = eqx.field(static=True, default=None)
     conditioning: Conditioning | None = None
     bound: jax.Array | None = None
 

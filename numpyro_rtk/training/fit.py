@@ -42,6 +42,7 @@ __all__ = ["NOISE_RANGE", "fit"]
 NOISE_RANGE = (0.02, 20.0)
 _NUM_VALIDATION_POINTS = 4096
 _STEPS_PER_CALL = 250
+_REACH = 5.0  # standard deviations, within which nearly all data lie
 
 
 def fit(
@@ -211,7 +212,7 @@ def _build_model(
         "noise_range": (float(noise_range[0]), float(noise_range[1])),
     }
     if isinstance(network, AbstractEnergyNetwork):
-        return EnergyModel(network=network, **parts)
+        return EnergyModel(network=network, reach=_REACH, **parts)
     return ScoreModel(network=network, **parts)
 
 
