@@ -218,16 +218,22 @@ def _gaussian(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 def _mixture(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """By EM; the number of components by the Bayesian information criterion."""
+    """By EM; components and kind of covariance by the Bayesian information criterion."""
     try:
         from sklearn.mixture import GaussianMixture as ByEM
     except ImportError:
         return np.full(len(asked), np.nan)
+    # on one scale, since the floor of the variances is one number for all coordinates
+    mean, spread = fitted.mean(axis=0), fitted.std(axis=0)
+    fitted, asked = (fitted - mean) / spread, (asked - mean) / spread
     fits = [
-        ByEM(n, reg_covar=1e-6 * fitted.var(), random_state=0).fit(fitted)
+        ByEM(n, covariance_type=kind, reg_covar=1e-4, random_state=0).fit(fitted)
+        for kind in ("full", "diag")
         for n in range(1, _NUM_GROUPS + 1)
+        if kind == "diag" or n * fitted.shape[1] < len(fitted) / 2
     ]
-    return min(fits, key=lambda fit: fit.bic(fitted)).score_samples(asked)
+    best = min(fits, key=lambda fit: fit.bic(fitted))
+    return best.score_samples(asked) - np.sum(np.log(spread))
 
 
 def _group_tv(rows, draws, rng) -> tuple[float, float]:
@@ -263,7 +269,12 @@ def _memorised(draws, rows, training) -> float:
 def _problems(found: PriorCheck) -> list[str]:
     problems = []
     value, error = found.offset
-    if abs(value) > max(0.3, 4.0 * error):
+    if not np.isfinite(value):
+        problems.append(
+            "No finite integral of the density was found: its own draws run away from the "
+            "rows. Train on more rows, shorter, or with a smaller network."
+        )
+    elif abs(value) > max(0.3, 4.0 * error):
         problems.append(
             f"The density integrates to exp({value:+.2f}), not 1: evidences and "
             "comparisons of models are off by that much. Train longer, or on more rows."

@@ -75,10 +75,11 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
     down, up = (_exchange_field(mcmc, f"bridge_{way}") for way in ("down", "up"))
     centre = np.asarray(mcmc.last_state.adapt_state.settings.centre, np.float64)
     mean_down, mean_up = down.mean(axis=1), up.mean(axis=1)
-    with np.errstate(divide="ignore"):
+    # where no work of a chain counts, its estimate is infinite
+    with np.errstate(divide="ignore", invalid="ignore"):
         by_chain = np.sum(centre + np.log(mean_down) - np.log(mean_up), axis=-1)
-    # to first order, what each draw adds to the error of its chain
-    influence = np.sum(down / mean_down[:, None] - up / mean_up[:, None], axis=-1)
+        # to first order, what each draw adds to the error of its chain
+        influence = np.sum(down / mean_down[:, None] - up / mean_up[:, None], axis=-1)
     num_chains, num_draws = influence.shape
     num_batches = min(20, max(num_draws // 10, 1))
     length = num_draws // num_batches

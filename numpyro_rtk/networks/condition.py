@@ -119,9 +119,14 @@ class Conditional(eqx.Module):
         return self.network(self._within_reach(residual), log_r, self._condition())
 
     def _within_reach(self, z: jax.Array) -> jax.Array:
-        """``z``, near 0 as it is and nowhere beyond the model's reach, if it has one."""
+        """``z``, its root mean square kept below the model's reach, if it has one.
+
+        One factor for all coordinates: whatever symmetry a network has, it stays.
+        """
         reach = getattr(self, "reach", None)
-        return z if reach is None else z * jax.lax.rsqrt(1.0 + (z / reach) ** 2)
+        if reach is None:
+            return z
+        return z * jax.lax.rsqrt(1.0 + jnp.mean(jnp.square(z)) / reach**2)
 
     def _condition(self) -> jax.Array:
         if self.bound is None:

@@ -38,7 +38,7 @@ class EnergyModel(Conditional):
     r"""A learned density at every noise level, with its score.
 
     .. math:: -\log p_t(z) = E_\text{base}(z, t) + a_t^2\, f(\tilde z, \log r_t), \qquad
-              \tilde z = z\, (1 + (z / b)^2)^{-1/2}
+              \tilde z = z\, \Bigl(1 + \frac{|z|^2}{d\, b^2}\Bigr)^{-1/2}
 
     The first term is the exact energy, after noise, of a Gaussian mixture fitted to the
     data by EM, or of one Gaussian; the second a network's. The factor :math:`a_t^2` makes
@@ -46,8 +46,8 @@ class EnergyModel(Conditional):
     constant moves on the way to the data is part of the training loss
     (:func:`numpyro_rtk.training.losses.dual_score_matching`).
 
-    The network sees :math:`\tilde z`, which no coordinate takes beyond the ``reach`` b: so
-    it is bounded, the base rules far from the data, and the integral is finite whatever
+    The network sees :math:`\tilde z`, of a root mean square below the ``reach`` b: so it
+    is bounded, the base rules far from the data, and the integral is finite whatever
     the weights. A network that grew like its input could outweigh any base.
 
     Of a conditional density :math:`p(x \mid c)` (``rtk.fit(..., condition=c)``) the
