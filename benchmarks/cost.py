@@ -2,15 +2,14 @@
 
     python benchmarks/cost.py
 
-Wall time of ``MCMC(kernel, chain_method="vectorized", progress_bar=False).run`` over that
-of the same number of bare, batched, jitted network evaluations (log density and score
-together) in one ``lax.scan``, at the batch sizes that the kernel uses. NumPyro's driver
-compiles its loop anew in every ``run``, so the time of a draw is taken from two runs of
-different length, whose difference holds no compilation.
+Wall time of draws after warm-up (a compiled loop over ``kernel.sample``, all chains
+vectorised) over that of the same number of bare, batched, jitted network evaluations (log
+density and score together) in one ``lax.scan``, at the batch sizes that the kernel uses.
+Both are timed in turns, so that a busy machine slows both; printed are the ratio of the
+shortest times and the median of the ratios of neighbours.
 """
 
 import argparse
-import tempfile
 import time
 
 import jax
@@ -19,111 +18,120 @@ import jax.random as jr
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from numpyro.infer import MCMC
 
 import numpyro_rtk as rtk
 
 
-def bare_seconds(density, batch: int, count: int) -> float:
-    """Seconds of ``count`` evaluations of a batch, one after the other; best of 3."""
-    shape = (batch, *density.event_shape)
+def bare_runner(density, batches: list[tuple[int, int]], one_time: bool = True):
+    """A compiled function without arguments: ``count`` evaluations of each batch.
+
+    With ``one_time`` a batch is at one noise level, as in an annealed run; else each of
+    its rows is at its own, as in a sweep of the exchange.
+    """
 
     @jax.jit
-    def run(x):
+    def run(starts):
+        evaluate = jax.vmap(
+            density.log_density_and_score, in_axes=(0, None if one_time else 0)
+        )
+
         def body(x, t):
-            value, score = jax.vmap(lambda y: density.log_density_and_score(y, t))(x)
+            value, score = evaluate(x, t if one_time else t + spread[: len(x)])
             return x + 1e-6 * score, value[0]
 
-        return jax.lax.scan(body, x, jnp.linspace(0.0, 3.0, count))
+        times = [jnp.linspace(0.0, 2.0, count) for _, count in batches]
+        return [jax.lax.scan(body, x, t) for x, t in zip(starts, times, strict=True)]
 
-    x = jr.normal(jr.key(0), shape)
-    jax.block_until_ready(run(x))
-    return min(_timed(lambda: jax.block_until_ready(run(x))) for _ in range(3))
+    shape = density.event_shape
+    spread = jnp.linspace(0.0, 1.0, max(batch for batch, _ in batches))
+    starts = [jr.normal(jr.key(0), (batch, *shape)) for batch, _ in batches]
+    compiled = run.lower(starts).compile()
+    return lambda: compiled(starts)
 
 
-def mcmc_seconds(kernel, num_chains: int, num_samples: int, *args) -> tuple[float, int]:
-    """Seconds of ``num_samples`` compiled draws, and evaluations a draw; median of 3."""
-    mcmc = MCMC(
-        kernel,
-        num_warmup=5,
-        num_samples=num_samples,
-        num_chains=num_chains,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.warmup(jr.key(0), *args)
+def kernel_runner(kernel, num_chains: int, num_draws: int, *args):
+    """A compiled function without arguments: draws of warm chains; and evaluations a draw."""
+    num_warmup = 5
+    keys = jr.split(jr.key(3), num_chains)
+    state = kernel.init(keys, num_warmup, None, model_args=args, model_kwargs={})
 
-    def run(length):
-        mcmc.num_samples = length
-        mcmc.run(jr.key(1), *args)
-        jax.block_until_ready(mcmc.last_state)
+    def loop(state, length):
+        return jax.lax.fori_loop(
+            0, length, lambda _, s: kernel.sample(s, args, {}), state
+        )
 
-    def difference():
-        return _timed(lambda: run(num_samples + 1)) - _timed(lambda: run(1))
+    loop = jax.jit(loop)  # the length is a value: one program for warm-up and draws
+    state = jax.block_until_ready(loop(state, num_warmup + 1))
+    evals = int(np.ravel(state.num_score_evals)[0])
+    return (lambda: loop(state, num_draws)), evals
 
-    difference()  # fills the compilation cache
-    seconds = float(np.median([difference() for _ in range(3)]))
-    return seconds, int(mcmc.get_extra_fields()["num_score_evals"][0])
+
+def ratios(run, bare, repeats: int) -> tuple[float, float, float]:
+    """Shortest seconds of both, and the median of their ratios."""
+    run(), bare()
+    times = np.array([[_timed(run), _timed(bare)] for _ in range(repeats)])
+    return *times.min(axis=0), float(np.median(times[:, 0] / times[:, 1]))
 
 
 def _timed(function) -> float:
     start = time.perf_counter()
-    function()
+    jax.block_until_ready(function())
     return time.perf_counter() - start
+
+
+def measure(dim: int, args) -> None:
+    samples = jr.normal(jr.key(0), (2000, dim)) ** 3
+    density, _ = rtk.fit(jr.key(1), samples, num_steps=50, progress_bar=False)
+    chains, draws = args.chains, args.draws
+    design = np.random.default_rng(0).normal(size=(dim // 4, dim)) / dim**0.5
+
+    def model(y):
+        x = numpyro.sample("x", rtk.LearnedPrior(density))
+        numpyro.sample("y", dist.Normal(design @ x, 1.0).to_event(1), obs=y)
+
+    def report(name, kernel, chains, batches, *data):
+        run, evals = kernel_runner(kernel, chains, draws, *data)
+        bare = bare_runner(density, batches(kernel, evals), batches is not levels)
+        fastest, bare_fastest, median = ratios(run, bare, args.repeats)
+        print(
+            f"d = {dim}, {name}: {fastest:.3f} s / {bare_fastest:.3f} s = "
+            f"{fastest / bare_fastest:.2f} (median {median:.2f})",
+            flush=True,
+        )
+
+    def annealed(kernel, evals):
+        return [(chains, evals * draws)]
+
+    def candidates(kernel, evals):  # one run upwards, the candidates' runs downwards
+        one_run = evals // (args.candidates + 1) * draws
+        return [(chains, one_run), (chains * args.candidates, one_run)]
+
+    def levels(kernel, evals):  # all levels are evaluated in one batch
+        width = kernel.num_levels
+        return [(args.exchange_chains * width, evals * draws // width)]
+
+    y = jnp.zeros(dim // 4)
+    report("score=", rtk.RTKMALA(score=density), chains, annealed)
+    kernel = rtk.RTKMALA(model, num_candidates=args.candidates)
+    report("model=", kernel, chains, candidates, y)
+    few = args.exchange_chains
+    exchange = rtk.RTKReplicaExchange
+    report("exchange, score=", exchange(score=density), few, levels)
+    report("exchange, model=", exchange(model), few, levels, y)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chains", type=int, default=64)
-    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--exchange-chains", type=int, default=16)
+    parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--dims", type=int, nargs="+", default=[12, 64])
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        measure(args)
-
-
-def measure(args) -> None:
     print(f"jax {jax.__version__}, numpyro {numpyro.__version__}, {args}")
     for dim in args.dims:
-        samples = jr.normal(jr.key(0), (2000, dim)) ** 3
-        density, _ = rtk.fit(jr.key(1), samples, num_steps=50, progress_bar=False)
-        chains, draws, width = args.chains, args.draws, args.candidates
-
-        seconds, evals = mcmc_seconds(rtk.RTKMALA(score=density), chains, draws)
-        bare = bare_seconds(density, chains, evals * draws)
-        print(
-            f"d = {dim}, score=: {seconds:.2f} s / {bare:.2f} s = {seconds / bare:.2f}"
-        )
-
-        design = np.random.default_rng(0).normal(size=(dim // 4, dim)) / dim**0.5
-
-        def model(y, density=density, design=design):
-            x = numpyro.sample("x", rtk.LearnedPrior(density))
-            numpyro.sample("y", dist.Normal(design @ x, 1.0).to_event(1), obs=y)
-
-        kernel = rtk.RTKMALA(model, num_candidates=width)
-        seconds, evals = mcmc_seconds(kernel, chains, draws, jnp.zeros(dim // 4))
-        one_run = evals // (width + 1) * draws
-        bare = bare_seconds(density, chains, one_run) + bare_seconds(
-            density, chains * width, one_run
-        )
-        print(
-            f"d = {dim}, model=: {seconds:.2f} s / {bare:.2f} s = {seconds / bare:.2f}"
-        )
-
-        # all levels are evaluated in one batch
-        kernel, few = rtk.RTKReplicaExchange(model), max(draws // 4, 10)
-        few_chains = max(chains // 4, 1)
-        seconds, evals = mcmc_seconds(kernel, few_chains, few, jnp.zeros(dim // 4))
-        width = kernel.num_levels
-        bare = bare_seconds(density, few_chains * width, evals * few // width)
-        print(
-            f"d = {dim}, exchange: {seconds:.2f} s / {bare:.2f} s = {seconds / bare:.2f}",
-            flush=True,
-        )
+        measure(dim, args)
 
 
 if __name__ == "__main__":
