@@ -50,7 +50,7 @@ def bare_runner(density, batches: list[tuple[int, int]], one_time: bool = True):
 
 
 def kernel_runner(kernel, num_chains: int, num_draws: int, *args):
-    """A compiled function without arguments: draws of warm chains; and evaluations a draw."""
+    """A compiled function without arguments that draws; and evaluations a draw."""
     num_warmup = 5
     keys = jr.split(jr.key(3), num_chains)
     state = kernel.init(keys, num_warmup, None, model_args=args, model_kwargs={})
