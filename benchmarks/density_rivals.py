@@ -76,7 +76,7 @@ def flow(
         note = f"learning rate {learning_rate:g}, {epochs} epochs"
         best = min(best, (loss, fitted, note), key=lambda entry: entry[0])
     _, fitted, note = best
-    log_prob = jax.jit(fitted.log_prob)
+    log_prob = jax.jit(lambda x: fitted.log_prob(x))
     return Learned(
         lambda x: np.asarray(log_prob(standard(x)), float) - np.log(sd).sum(),
         lambda num: np.asarray(fitted.sample(jr.key(2), (num,))) * sd + mean,

@@ -26,53 +26,12 @@ import jax.random as jr
 import numpy as np
 from models import make_model, sample as run_kernel
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 from targets import block_posterior, correlated_mixture, linear_posterior
+from truths import Mixture
 
 import numpyro_rtk as rtk
 from numpyro_rtk.training.fit import fit
-
-
-class Mixture:
-    """A mixture of Gaussians, in NumPy."""
-
-    def __init__(self, rng: np.random.Generator, dim: int, floor: float, num: int = 6):
-        self.weights = rng.dirichlet(np.full(num, 3.0))
-        self.means = rng.normal(size=(num, dim))
-        roots = rng.normal(size=(num, dim, dim)) / np.sqrt(dim)
-        covariances = roots @ roots.transpose(0, 2, 1) + floor * np.eye(dim)
-        centred = self.means - self.weights @ self.means
-        between = np.mean(self.weights @ centred**2)
-        ratio = 0.29**2  # component variance over total variance
-        within = np.trace(covariances, axis1=1, axis2=2) / dim
-        target = between * ratio / (1.0 - ratio)
-        self.covariances = covariances * (target / within)[:, None, None]
-
-    def draw(self, rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
-        which = rng.choice(len(self.weights), size=num, p=self.weights)
-        noise = rng.normal(size=(num, self.means.shape[1]))
-        roots = np.linalg.cholesky(self.covariances)
-        return self.means[which] + np.einsum("nij,nj->ni", roots[which], noise), which
-
-    def log_parts(self, x: np.ndarray) -> np.ndarray:
-        parts = [
-            np.log(w) + multivariate_normal(m, c).logpdf(x)
-            for w, m, c in zip(self.weights, self.means, self.covariances, strict=True)
-        ]
-        return np.stack(parts, axis=-1)
-
-    def score(self, x: np.ndarray) -> np.ndarray:
-        parts = self.log_parts(x)
-        shares = np.exp(parts - logsumexp(parts, axis=-1, keepdims=True))
-        pulls = np.stack(
-            [
-                np.linalg.solve(c, (m - x).T).T
-                for m, c in zip(self.means, self.covariances, strict=True)
-            ],
-            axis=1,
-        )
-        return np.einsum("nj,njd->nd", shares, pulls)
 
 
 def timed_fit(key, samples, **options):

@@ -35,6 +35,7 @@ from numpyro_rtk.networks.energy_set import EnergySet
 from numpyro_rtk.networks.energy_unet import EnergyUNet
 from numpyro_rtk.networks.mixture_base import MixtureBase
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
+from numpyro_rtk.networks.product_base import ProductBase
 from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
 from numpyro_rtk.networks.shapes import as_condition_shape
@@ -45,8 +46,8 @@ __all__ = ["load", "save"]
 
 _FORMAT = "numpyro_rtk model"
 # Version 2 adds "sites", version 3 "condition_shape", version 4 "num_components" and
-# "reach"; models without them are still written as version 1.
-_VERSIONS = (1, 2, 3, 4)
+# "reach", version 5 "subspaces"; models without them are still written as version 1.
+_VERSIONS = (1, 2, 3, 4, 5)
 _MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
 _NETWORKS: dict[str, Any] = {
     network.__name__: network
@@ -93,6 +94,10 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
         header["reach"] = model_.reach
     if isinstance(model_.base, MixtureBase):
         header["num_components"] = len(model_.base.log_weights)
+    if isinstance(model_.base, ProductBase):
+        num, _, size = model_.base.subspaces.shape
+        header["num_components"] = model_.base.factors.log_weights.shape[1]
+        header["subspaces"] = [num, size]
     if model_.condition_shape is not None:
         header["condition_shape"] = list(model_.condition_shape)
     try:
@@ -143,6 +148,7 @@ def load(
             _as_sites(header.get("sites")),
             as_condition_shape(header.get("condition_shape")),
             _as_num_components(header.get("num_components")),
+            _as_subspaces(header.get("subspaces")),
             _as_reach(header.get("reach")),
         )
     except (TypeError, ValueError, KeyError) as error:
@@ -160,6 +166,8 @@ def load(
 
 
 def _version_of(model_: EnergyModel | ScoreModel) -> int:
+    if isinstance(model_.base, ProductBase):
+        return 5
     if (
         isinstance(model_.base, MixtureBase)
         or getattr(model_, "reach", None) is not None
@@ -187,6 +195,15 @@ def _as_num_components(value: Any) -> int | None:
     return value
 
 
+def _as_subspaces(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    num, size = value
+    check_positive_int("subspaces", num)
+    check_positive_int("subspaces", size)
+    return num, size
+
+
 def _as_reach(value: Any) -> float | None:
     if value is not None:
         check_positive("reach", value)
@@ -201,6 +218,7 @@ def _template(
     sites: tuple[SiteSpec, ...] | None,
     condition_shape: tuple[int, ...] | None,
     num_components: int | None,
+    subspaces: tuple[int, int] | None,
     reach: float | None,
 ) -> Any:
     """A model with shapes in the place of arrays; nothing is computed."""
@@ -216,14 +234,9 @@ def _template(
             weights = jnp.zeros((dim, math.prod(condition_shape)))
             zeros = jnp.zeros(condition_shape)
             conditioning = Conditioning(zeros, zeros, weights)
-        base = GaussianBase(jnp.zeros((dim, dim)), jnp.zeros(dim))
-        if num_components is not None:
-            each = jnp.zeros((num_components, dim))
-            axes = jnp.zeros((dim, num_components * dim))
-            base = MixtureBase(jnp.zeros(num_components), axes, each, each)
         return model_class(
             network=network,
-            base=base,
+            base=_template_base(dim, num_components, subspaces),
             loc=jnp.zeros(network.event_shape),
             scale=jnp.zeros(network.event_shape),
             noise_range=noise_range,
@@ -233,6 +246,25 @@ def _template(
         )
 
     return eqx.filter_eval_shape(build)
+
+
+def _template_base(
+    dim: int, num_components: int | None, subspaces: tuple[int, int] | None
+) -> GaussianBase | MixtureBase | ProductBase:
+    if num_components is None:
+        return GaussianBase(jnp.zeros((dim, dim)), jnp.zeros(dim))
+    if subspaces is None:
+        return _template_mixture((), num_components, dim)
+    num, size = subspaces
+    factors = _template_mixture((num,), num_components, size)
+    return ProductBase(jnp.zeros((num, dim, size)), factors)
+
+
+def _template_mixture(batch: tuple[int, ...], num: int, dim: int) -> MixtureBase:
+    zeros = lambda *shape: jnp.zeros((*batch, *shape))
+    return MixtureBase(
+        zeros(num), zeros(dim, num * dim), zeros(num, dim), zeros(num, dim)
+    )
 
 
 def _is_array(leaf: Any) -> bool:

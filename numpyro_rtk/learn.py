@@ -31,7 +31,7 @@ def fit(
     validation_fraction: float = 0.1,
     patience: int | None = 8,
     ema_decay: float = 0.998,
-    standardise: str = "coordinate",
+    standardise: str | None = None,
     noise_range: tuple[float, float] = NOISE_RANGE,
     num_components: int | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -72,14 +72,18 @@ def fit(
         patience: stop after this many evaluations (one every 250 steps) in a row
             without a better validation loss; None: never stop early.
         ema_decay: of the average of the weights, which is what is returned.
-        standardise: ``"coordinate"`` or ``"global"``: one scale for each coordinate,
-            or one for all.
+        standardise: ``"coordinate"``, one scale for each coordinate; ``"global"``, one
+            for all, which keeps angles. None: global where all standard deviations are
+            within a factor of 2, as of coordinates that share a unit, else by
+            coordinate.
         noise_range: smallest and largest noise-to-signal ratio, on the standardised
             scale. Structure finer than the smallest is blurred.
         num_components: of the Gaussian mixture (by EM, full covariances) that the energy
             or the score starts from, and whose rest the network learns. None: as many,
-            at most 16, as the held-out rows ask for. 1: the Gaussian of all rows, which
-            is also what conditional and exchangeable models and more than 128
+            at most 16, as the held-out rows ask for; and where these fall into
+            independent subspaces (independent component analysis), a product of such
+            mixtures, if its held-out log density is higher. 1: the Gaussian of all rows,
+            which is also what conditional and exchangeable models and more than 128
             dimensions have.
         checkpoint: a file to write at every evaluation. Where it is there already, by
             an interrupted call with the same arguments, training goes on from it, to

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.condition import Conditional, Conditioning
 from numpyro_rtk.networks.mixture_base import MixtureBase
+from numpyro_rtk.networks.product_base import ProductBase
 from numpyro_rtk.networks.shapes import map_over_batch
 from numpyro_rtk.networks.site import SiteSpec
 from numpyro_rtk.networks.standardise import GaussianBase
@@ -40,8 +41,9 @@ class EnergyModel(Conditional):
     .. math:: -\log p_t(z) = E_\text{base}(z, t) + a_t^2\, f(\tilde z, \log r_t), \qquad
               \tilde z = z\, \Bigl(1 + \frac{|z|^2}{d\, b^2}\Bigr)^{-1/2}
 
-    The first term is the exact energy, after noise, of a Gaussian mixture fitted to the
-    data by EM, or of one Gaussian; the second a network's. The factor :math:`a_t^2` makes
+    The first term is the exact energy, after noise, of what fits the data best: one
+    Gaussian, a mixture by EM, or a product of mixtures over independent subspaces; the
+    second a network's. The factor :math:`a_t^2` makes
     the density that of the base, and normalised, at the noise end; how the normalising
     constant moves on the way to the data is part of the training loss
     (:func:`numpyro_rtk.training.losses.dual_score_matching`).
@@ -60,7 +62,8 @@ class EnergyModel(Conditional):
 
     Attributes:
         network: the learned correction.
-        base: the Gaussian, or the mixture of them, of the standardised data.
+        base: of the standardised data: a Gaussian, a mixture of them, or a product of
+            mixtures over independent subspaces.
         loc: mean of the data, of ``event_shape``; not trained.
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
@@ -71,7 +74,7 @@ class EnergyModel(Conditional):
     """
 
     network: AbstractEnergyNetwork
-    base: GaussianBase | MixtureBase
+    base: GaussianBase | MixtureBase | ProductBase
     loc: jax.Array
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
@@ -130,7 +133,8 @@ class ScoreModel(Conditional):
 
     Attributes:
         network: the learned correction.
-        base: the Gaussian, or the mixture of them, of the standardised data.
+        base: of the standardised data: a Gaussian, a mixture of them, or a product of
+            mixtures over independent subspaces.
         loc: mean of the data, of ``event_shape``; not trained.
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
@@ -140,7 +144,7 @@ class ScoreModel(Conditional):
     """
 
     network: AbstractScoreNetwork
-    base: GaussianBase | MixtureBase
+    base: GaussianBase | MixtureBase | ProductBase
     loc: jax.Array
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)

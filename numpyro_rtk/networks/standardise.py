@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 
+_ALIKE = 2.0  # ratio of standard deviations up to which one scale serves all
+
+
 class GaussianBase(eqx.Module):
     """A Gaussian of mean 0 followed through the noising process.
 
@@ -101,14 +104,16 @@ def _merge(one: Moments, two: Moments) -> Moments:
 
 
 def fit_loc_and_scale(
-    samples: np.ndarray | Moments, standardise: str, exchangeable: bool = False
+    samples: np.ndarray | Moments, standardise: str | None, exchangeable: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the samples, on their own scale.
 
     Args:
         samples: ``(n, *event_shape)``, float64; or their moments.
         standardise: ``"coordinate"``, one scale for each coordinate; ``"global"``, one
-            scale for all, which keeps the ratio of their spreads.
+            scale for all, which keeps angles: what is independent in orthogonal
+            directions remains so; None: global where all standard deviations are within
+            a factor of 2, as of coordinates that share a unit, else by coordinate.
         exchangeable: the same for every entry of the first axis of an event, as if each
             sample stood there in every order.
 
@@ -124,6 +129,9 @@ def fit_loc_and_scale(
             np.broadcast_to(value, moments.mean.shape) for value in (centre, variance)
         )
     scale = np.sqrt(variance)
+    if standardise is None:
+        alike = scale.max() <= _ALIKE * scale.min()
+        standardise = "global" if alike else "coordinate"
     if standardise == "global":
         scale = np.full_like(scale, np.sqrt(np.mean(scale**2)))
     return loc, scale

@@ -19,6 +19,7 @@ from numpyro_rtk._checks import check_fraction, check_positive, check_positive_i
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
+from numpyro_rtk.training.base import LARGEST_DIM, MAX_ROWS, fit_base
 from numpyro_rtk.training.checkpoint import Progress, load_progress, save_progress
 from numpyro_rtk.training.data import check_key
 from numpyro_rtk.training.devices import Placement, check_devices
@@ -34,7 +35,6 @@ from numpyro_rtk.training.loop import (
     with_weights,
 )
 from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
-from numpyro_rtk.training.mixture import LARGEST_DIM, MAX_ROWS, fit_mixture
 from numpyro_rtk.training.rows import AbstractRows, open_rows
 
 __all__ = ["NOISE_RANGE", "fit"]
@@ -57,7 +57,7 @@ def fit(
     validation_fraction: float = 0.1,
     patience: int | None = 8,
     ema_decay: float = 0.998,
-    standardise: str = "coordinate",
+    standardise: str | None = None,
     noise_range: tuple[float, float] = NOISE_RANGE,
     num_components: int | None = None,
     checkpoint: str | os.PathLike | None = None,
@@ -100,7 +100,7 @@ def fit(
         else denoising_score_matching
     )
     z_held_out = rows.hold_out(key_split, validation_fraction)
-    model = _with_mixture(model, rows, z_held_out, num_components)
+    model = _with_base(model, rows, z_held_out, num_components)
     points = _validation_points(key_validation, z_held_out, model.noise_range)
     points = placement.share(points, axis=0)
     settings = Settings(
@@ -125,8 +125,14 @@ def fit(
             learning_rate=learning_rate,
             validation_fraction=validation_fraction,
             ema_decay=ema_decay,
-            standardise=standardise,
-            **({} if num_components is None else {"num_components": num_components}),
+            **{
+                name: value
+                for name, value in (
+                    ("standardise", standardise),
+                    ("num_components", num_components),
+                )
+                if value is not None
+            },
         )
         progress = load_progress(checkpoint, fingerprint, progress)
         save = lambda progress: save_progress(checkpoint, fingerprint, progress)
@@ -199,7 +205,7 @@ def _fingerprint(key, rows, model, weights, **options: float | str) -> dict[str,
 def _build_model(
     network: AbstractEnergyNetwork | AbstractScoreNetwork,
     rows: AbstractRows,
-    standardise: str,
+    standardise: str | None,
     noise_range: tuple[float, float],
 ) -> EnergyModel | ScoreModel:
     """The untrained model."""
@@ -216,13 +222,13 @@ def _build_model(
     return ScoreModel(network=network, **parts)
 
 
-def _with_mixture(
+def _with_base(
     model: EnergyModel | ScoreModel,
     rows: AbstractRows,
     z_held_out: Any,
     num_components: int | None,
 ) -> EnergyModel | ScoreModel:
-    """The model on a mixture of Gaussians in the place of one, where that is better."""
+    """The model on a richer base than one Gaussian, where that is better."""
     reason = None
     if rows.condition is not None:
         reason = "where there is a `condition`"
@@ -237,7 +243,7 @@ def _with_mixture(
             )
         return model
     held_out = z_held_out.reshape(len(z_held_out), -1)
-    base = fit_mixture(rows.some(MAX_ROWS), held_out, num_components)
+    base = fit_base(rows.some(MAX_ROWS), held_out, num_components)
     return model if base is None else dataclasses.replace(model, base=base)
 
 
@@ -374,9 +380,10 @@ def _check_options(
     check_fraction("ema_decay", ema_decay)
     if patience is not None:
         check_positive_int("patience", patience)
-    if standardise not in ("coordinate", "global"):
+    if standardise not in ("coordinate", "global", None):
         raise ValueError(
-            f'`standardise` must be "coordinate" or "global"; got {standardise!r}.'
+            '`standardise` must be "coordinate", "global" or None; got '
+            f"{standardise!r}."
         )
     if not isinstance(noise_range, tuple | list) or len(noise_range) != 2:
         raise ValueError(

@@ -1,70 +1,87 @@
-"""The Gaussian mixture that a fit starts from, by expectation maximisation."""
+"""Gaussian mixtures by expectation maximisation."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
 
-__all__ = ["LARGEST_DIM", "MAX_ROWS", "fit_mixture"]
+__all__ = ["as_base", "best_mixture", "fit_mixture", "refit_mixture"]
 
-LARGEST_DIM = 128  # beyond it full covariances cost more than the network
-MAX_ROWS = 50_000  # of the rows that EM sees
 _NUM_COMPONENTS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 _MAX_FAILURES = 2  # in a row, then no more components are tried
 _MAX_ITERATIONS, _SMALLEST_VARIANCE = 60, 1e-5
 
 
-def fit_mixture(
-    z: np.ndarray, held_out: np.ndarray, num_components: int | None
-) -> MixtureBase | None:
-    """A mixture of Gaussians with full covariances.
+def fit_mixture(z: np.ndarray, num_components: int) -> MixtureBase | None:
+    """A mixture of that many Gaussians with full covariances.
 
     Args:
         z: standardised rows, ``(n, dim)``.
-        held_out: standardised rows that were not in ``z``, ``(m, dim)``.
-        num_components: K; None tries 1, 2, ..., 16 and takes more only where the
-            held-out log density rises by more than its standard error.
+        num_components: K.
 
     Returns:
-        The base; None where it is to be one Gaussian.
+        The base; None for one Gaussian.
 
     Raises:
         ImportError: without scikit-learn.
         ValueError: where there are too few rows for ``num_components``.
     """
-    dim = z.shape[1]
-    most = len(z) // (2 * dim + 2)  # rows below which a covariance is no estimate
-    if num_components is not None:
-        if num_components == 1:
-            return None
-        if num_components > most:
-            raise ValueError(
-                f"`num_components` must be at most {most} for {len(z)} rows to train on "
-                f"in {dim} dimensions; got {num_components}."
-            )
-        return _as_base(_by_em(z, num_components))
+    most = _most_components(z)
+    if num_components == 1:
+        return None
+    if num_components > most:
+        raise ValueError(
+            f"`num_components` must be at most {most} for {len(z)} rows to train on "
+            f"in {z.shape[1]} dimensions; got {num_components}."
+        )
+    return as_base(_by_em(z, num_components))
+
+
+def as_base(found: Any) -> MixtureBase:
+    """Of scikit-learn's mixture."""
+    return mixture_base(found.weights_, found.means_, found.covariances_)
+
+
+def best_mixture(z: np.ndarray, held_out: np.ndarray) -> Any:
+    """scikit-learn's mixture of as many Gaussians as the held-out rows ask for.
+
+    Args:
+        z: standardised rows, ``(n, dim)``.
+        held_out: standardised rows that were not in ``z``, ``(m, dim)``.
+
+    Returns:
+        The mixture of 1, 2, ..., 16 components; of more only where the held-out log
+        density rises by more than its standard error.
+
+    Raises:
+        ImportError: without scikit-learn.
+    """
     best, failures = _by_em(z, 1), 0
-    density, chosen = best.score_samples(held_out), None
+    density = best.score_samples(held_out)
     for num in _NUM_COMPONENTS:
-        if num > most or failures == _MAX_FAILURES:
+        if num > _most_components(z) or failures == _MAX_FAILURES:
             break
         found = _by_em(z, num)
         gain = found.score_samples(held_out) - density
         if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)):
-            chosen, density, failures = found, density + gain, 0
+            best, density, failures = found, density + gain, 0
         else:
             failures += 1
-    return None if chosen is None else _as_base(chosen)
+    return best
+
+
+def _most_components(z: np.ndarray) -> int:
+    """Beyond it a component has fewer rows than a covariance needs."""
+    return len(z) // (2 * z.shape[1] + 2)
 
 
 def _by_em(z: np.ndarray, num: int):
     """scikit-learn's EM from a start that does not depend on the number of threads."""
     try:
         from sklearn.cluster import kmeans_plusplus
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.mixture import GaussianMixture
     except ImportError:
         raise ImportError(
             "The mixture that `fit` starts from needs scikit-learn: `pip install "
@@ -86,20 +103,30 @@ def _by_em(z: np.ndarray, num: int):
         means.append(rows.mean(axis=0))
         precisions.append(np.linalg.inv(covariance))
     weights = (counts + 1.0) / (counts + 1.0).sum()
+    return _iterate(z, weights, np.stack(means), np.stack(precisions))
+
+
+def refit_mixture(z: np.ndarray, found: Any) -> Any:
+    """scikit-learn's EM on rows ``(n, dim)`` from where an earlier one ended."""
+    return _iterate(z, found.weights_, found.means_, found.precisions_)
+
+
+def _iterate(
+    z: np.ndarray, weights: np.ndarray, means: np.ndarray, precisions: np.ndarray
+):
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     found = GaussianMixture(
-        num,
+        len(weights),
         reg_covar=_SMALLEST_VARIANCE,
         max_iter=_MAX_ITERATIONS,
         weights_init=weights,
-        means_init=np.stack(means),
-        precisions_init=np.stack(precisions),
+        means_init=means,
+        precisions_init=precisions,
         random_state=0,
     )
     with warnings.catch_warnings():
         # a mixture that is not quite at its best is a start all the same
         warnings.simplefilter("ignore", ConvergenceWarning)
         return found.fit(z)
-
-
-def _as_base(found) -> MixtureBase:
-    return mixture_base(found.weights_, found.means_, found.covariances_)

@@ -123,7 +123,7 @@ class AbstractRows(ABC):
         return None if self.condition is None else self.condition.shape[1:]
 
     def standardise(
-        self, mode: str, exchangeable: bool = False
+        self, mode: str | None, exchangeable: bool = False
     ) -> tuple[np.ndarray, np.ndarray, GaussianBase]:
         """``loc``, ``scale`` and the Gaussian base of what they standardise.
 

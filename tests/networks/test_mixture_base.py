@@ -10,8 +10,8 @@ from numpyro_rtk.mixture import GaussianMixture
 from numpyro_rtk.networks import EnergySet
 from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
 from numpyro_rtk.networks.standardise import GaussianBase
+from numpyro_rtk.training.base import fit_base
 from numpyro_rtk.training.fit import fit
-from numpyro_rtk.training.mixture import fit_mixture
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 MEANS = np.array([[-2.0, 0.5], [0.3, -1.0], [1.5, 1.5]])
@@ -42,7 +42,7 @@ def test_em_finds_the_mixture():
     Twice that is allowed; one Gaussian, the control, is off by more than five times it.
     """
     z, held_out, fresh = rows(3000, 1), rows(500, 2), jnp.asarray(rows(4000, 3))
-    base = fit_mixture(z, held_out, None)
+    base = fit_base(z, held_out, None)
     assert isinstance(base, MixtureBase)
     assert len(base.log_weights) >= 3
     truth = TRUTH.log_density(fresh, 0.0)
@@ -56,12 +56,12 @@ def test_em_finds_the_mixture():
 
 def test_one_gaussian_is_enough_for_one():
     z = np.random.default_rng(0).normal(size=(1200, 3))
-    assert fit_mixture(z[200:], z[:200], None) is None
-    assert fit_mixture(z[200:], z[:200], 1) is None
+    assert fit_base(z[200:], z[:200], None) is None
+    assert fit_base(z[200:], z[:200], 1) is None
 
 
 def test_the_same_rows_give_the_same_base():
-    first, second = (fit_mixture(rows(600, 1), rows(100, 2), 3) for _ in range(2))
+    first, second = (fit_base(rows(600, 1), rows(100, 2), 3) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 

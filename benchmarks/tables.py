@@ -1,0 +1,75 @@
+"""Tables of a benchmark as Markdown and CSV, with what is needed to run it again."""
+
+import csv
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import jax
+
+OUTPUT = pathlib.Path(__file__).parent / "output"
+
+
+def versions(*more: str) -> str:
+    """Python, the machine, and the packages that decide the figures."""
+    packages = ("numpyro", "jax", "equinox", *more)
+    named = ", ".join(f"{name} {version(name)}" for name in packages)
+    return (
+        f"Python {platform.python_version()}, {named}; {jax.devices()[0].platform} "
+        f"({platform.machine()})"
+    )
+
+
+class Table:
+    """Rows that are printed as they come, and kept in ``NAME.md`` and ``NAME.csv``.
+
+    The files are written anew after every row: what a run has produced is not lost when
+    it is stopped.
+    """
+
+    def __init__(self, name: str, columns: Sequence[str], output=None, more=()):
+        self.columns, self.rows = list(columns), []
+        self.folder = pathlib.Path(OUTPUT if output is None else output)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.name = name
+        script = pathlib.Path(sys.argv[0]).name
+        command = shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])
+        self.source = f"`{command}`; {versions(*more)}"
+        print(self.source)
+        print(self._line(self.columns), self._line(["---"] * len(columns)), sep="\n")
+
+    def add(self, *values: str | float) -> None:
+        """A row; numbers are shown with three figures."""
+        assert len(values) == len(self.columns), (values, self.columns)
+        self.rows.append(values)
+        print(self._line([shown(value) for value in values]), flush=True)
+        self.write()
+
+    def write(self) -> None:
+        lines = [self.columns, ["---"] * len(self.columns)]
+        lines += [[shown(value) for value in row] for row in self.rows]
+        text = "\n".join(self._line(line) for line in lines)
+        markdown = self.folder / f"{self.name}.md"
+        markdown.write_text(f"{self.source}\n\n{text}\n")
+        with (self.folder / f"{self.name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.columns)
+            writer.writerows(self.rows)
+
+    @staticmethod
+    def _line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
+
+
+def shown(value: str | float) -> str:
+    """A number with three significant figures; text as it is."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value != value:
+        return "-"
+    return f"{value:.3f}" if 0.001 <= abs(value) < 1000 else f"{value:.3g}"

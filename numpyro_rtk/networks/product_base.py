@@ -1,0 +1,83 @@
+r"""A product of Gaussian mixtures over orthogonal subspaces, followed through the noise.
+
+Where the data are independent in orthogonal subspaces with orthonormal bases :math:`U_g`,
+
+.. math:: p_t(z) = \prod_g p_{t,g}(U_g^T z),
+
+since the noise is independent in them too. With a mixture of K components in each of G
+subspaces this base has K**G components, which no mixture could list: what catalogues,
+block-structured parameters and fields in their natural basis look like.
+"""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_rtk.networks.mixture_base import MixtureBase
+
+__all__ = ["ProductBase", "product_base"]
+
+
+class ProductBase(eqx.Module):
+    """G independent mixtures, one in each subspace.
+
+    The subspaces are filled up to one size ``m``, and the mixtures to one number K, so that
+    one batched call serves all: with axes of zeros, along which a component is N(0, 1) at
+    every noise level, and with components of weight 0.
+
+    Attributes:
+        subspaces: their orthonormal bases, columns of ``(G, dim, m)``.
+        factors: the mixtures, every array with a leading G.
+    """
+
+    subspaces: jax.Array
+    factors: MixtureBase
+
+    def energy(self, z: jax.Array, t: jax.Array) -> jax.Array:
+        """Minus the log density of the noised product; ``z`` (dim,), ``t`` () -> ()."""
+        num, dim, size = self.subspaces.shape
+        along = jnp.einsum("d,gdm->gm", z, self.subspaces)
+        energies = jax.vmap(MixtureBase.energy, in_axes=(0, 0, None))(
+            self.factors, along, t
+        )
+        # each axis of zeros has added that of N(0, 1) at 0
+        filled = 0.5 * np.log(2.0 * np.pi) * (num * size - dim)
+        return jnp.sum(energies) - filled
+
+    def score(self, z: jax.Array, t: jax.Array) -> jax.Array:
+        """Gradient of the log density; ``z`` (dim,), ``t`` () -> (dim,)."""
+        return -jax.grad(self.energy)(z, t)
+
+
+def product_base(
+    subspaces: Sequence[np.ndarray], factors: Sequence[MixtureBase]
+) -> ProductBase:
+    """From orthonormal bases ``(dim, m_g)`` that span all, and a mixture in each."""
+    size = max(basis.shape[1] for basis in subspaces)
+    num = max(len(factor.log_weights) for factor in factors)
+    filled = [_filled(factor, num, size) for factor in factors]
+    padded = [np.pad(u, [(0, 0), (0, size - u.shape[1])]) for u in subspaces]
+    return ProductBase(
+        subspaces=jnp.asarray(np.stack(padded), jnp.float32),
+        factors=jax.tree.map(lambda *arrays: jnp.stack(arrays), *filled),
+    )
+
+
+def _filled(factor: MixtureBase, num: int, size: int) -> MixtureBase:
+    """The same mixture with ``num`` components in ``size`` dimensions."""
+    own, dim = factor.centres.shape
+    more, wider = num - own, size - dim
+    axes = factor.axes.reshape(dim, own, dim)
+    axes = jnp.pad(axes, [(0, wider), (0, more), (0, wider)])
+    pad = lambda array, value: jnp.pad(
+        array, [(0, more), (0, wider)], constant_values=value
+    )
+    return MixtureBase(
+        log_weights=jnp.pad(factor.log_weights, (0, more), constant_values=-jnp.inf),
+        axes=axes.reshape(size, num * size),
+        centres=pad(factor.centres, 0.0),
+        variances=pad(factor.variances, 1.0),
+    )

@@ -1,0 +1,39 @@
+"""The base that a fit starts from: one Gaussian, a mixture, or a product of mixtures."""
+
+import numpy as np
+
+from numpyro_rtk.networks.mixture_base import MixtureBase
+from numpyro_rtk.networks.product_base import ProductBase
+from numpyro_rtk.training.mixture import as_base, best_mixture, fit_mixture
+from numpyro_rtk.training.subspaces import fit_product
+
+__all__ = ["LARGEST_DIM", "MAX_ROWS", "fit_base"]
+
+LARGEST_DIM = 128  # beyond it full covariances cost more than the network
+MAX_ROWS = 50_000  # of the rows that it is fitted to
+
+
+def fit_base(
+    z: np.ndarray, held_out: np.ndarray, num_components: int | None
+) -> MixtureBase | ProductBase | None:
+    """The simplest base that the held-out rows do not ask to be richer.
+
+    Args:
+        z: standardised rows, ``(n, dim)``.
+        held_out: standardised rows that were not in ``z``, ``(m, dim)``.
+        num_components: of a mixture; None for what the held-out rows ask for.
+
+    Returns:
+        The base; None where it is to be one Gaussian.
+
+    Raises:
+        ImportError: without scikit-learn.
+        ValueError: where there are too few rows for ``num_components``.
+    """
+    if num_components is not None:
+        return fit_mixture(z, num_components)
+    found = best_mixture(z, held_out)
+    product = fit_product(z, held_out, found.score_samples(held_out))
+    if product is not None or found.n_components == 1:
+        return product
+    return as_base(found)
