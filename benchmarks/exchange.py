@@ -38,13 +38,17 @@ def run(posterior, num_warmup: int, num_samples: int, seed: int, options: dict):
     return mcmc, x, evals, seconds
 
 
+def options(args) -> dict:
+    """Of the kernel; what is not asked for is its default."""
+    levels = {} if args.num_levels is None else {"num_levels": args.num_levels}
+    return {"exchange": args.exchange, **levels}
+
+
 def handful(posterior, args) -> None:
     observed, dim = posterior.design.shape
     sd = posterior.noise_sd
     draws = 100 if args.quick else args.draws
-    mcmc, x, evals, seconds = run(
-        posterior, 200, draws, args.seed, {"exchange": args.exchange}
-    )
+    mcmc, x, evals, seconds = run(posterior, 200, draws, args.seed, options(args))
     flat = x.reshape(-1, dim)
     tv = posterior.error(flat)
     alive = [j for j, w in enumerate(posterior.weights) if 0.02 < w < 0.98]
@@ -79,9 +83,7 @@ def blocks(num_blocks: int, args) -> None:
     posterior = block_posterior(num_blocks)
     draws = 40 if args.quick else 320
     for seed in range(args.seed, args.seed + args.repeats):
-        mcmc, x, evals, seconds = run(
-            posterior, 60, draws, seed, {"exchange": args.exchange}
-        )
+        mcmc, x, evals, seconds = run(posterior, 60, draws, seed, options(args))
         curve = []
         for part in (draws // 8, draws // 4, draws // 2, draws):
             flat = x[:, :part].reshape(-1, x.shape[-1])
@@ -106,6 +108,7 @@ def main():
     parser.add_argument("--informative", type=int, nargs="*", default=[12, 20, 40])
     parser.add_argument("--blocks", type=int, nargs="*", default=[6, 16, 32])
     parser.add_argument("--exchange", default="rtk", choices=["rtk", "swap"])
+    parser.add_argument("--num-levels", type=int)
     parser.add_argument("--repeats", type=int, default=1, help="seeds of part 2")
     parser.add_argument("--draws", type=int, default=1000, help="of parts 1 and 3")
     parser.add_argument("--seed", type=int, default=0)
