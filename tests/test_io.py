@@ -192,7 +192,7 @@ def flipped(content):
         (lambda content: content.split(b"\n", 1)[0], "is truncated"),
         (lambda content: content + b"\0", "bytes after the end"),
         (flipped, "do not match their checksum"),
-        (edited(version=5), "version 5; .* reads versions .1, 2, 3, 4.. Upgrade"),
+        (edited(version=6), "version 6; .* reads versions .1, 2, 3, 4, 5.. Upgrade"),
         (edited(version=None), "version None"),
         (edited(arrays=None), "header is incomplete"),
         (edited(arrays=[{"name": "a", "dtype": "|O", "shape": [1]}]), "incomplete"),
