@@ -20,6 +20,7 @@ of 512.
 
 import argparse
 import time
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -34,6 +35,8 @@ from sklearn import datasets
 from tables import Table
 
 import numpyro_rtk as rtk
+from numpyro_rtk.networks.mixture_base import MixtureBase
+from numpyro_rtk.networks.product_base import ProductBase
 from numpyro_rtk.networks.standardise import GaussianBase
 
 NUM_ROWS, NUM_FRESH, NUM_DRAWS = 20_000, 10_000, 50_000
@@ -62,16 +65,9 @@ class Task(NamedTuple):
     truth: object | None = None
 
 
-def mixture_task(dim: int, num_rows: int) -> Task:
+def drawn_task(make_truth, num_rows: int) -> Task:
     rng = np.random.default_rng(0)
-    return _drawn(truths.Mixture(rng, dim, floor=1.0), rng, num_rows)
-
-
-def shape_task(truth, num_rows: int) -> Task:
-    return _drawn(truth, np.random.default_rng(0), num_rows)
-
-
-def _drawn(truth, rng, num_rows: int) -> Task:
+    truth = make_truth(rng)
     return Task(truth.draw(rng, num_rows)[0], truth.draw(rng, NUM_FRESH)[0], truth)
 
 
@@ -91,16 +87,19 @@ def diabetes() -> np.ndarray:
 
 TARGETS = {
     **{
-        f"mixture, {dim} d": [lambda n, dim=dim: mixture_task(dim, n)]
-        for dim in (2, 10, 50)
+        name: partial(drawn_task, make_truth)
+        for name, make_truth in {
+            **{
+                f"mixture, {dim} d": partial(truths.Mixture, dim=dim, floor=1.0)
+                for dim in (2, 10, 50)
+            },
+            "two moons": lambda rng: truths.two_moons(),
+            "rings": lambda rng: truths.rings(),
+            "pinwheel": lambda rng: truths.pinwheel(),
+        }.items()
     },
-    "two moons": [lambda n: shape_task(truths.two_moons(), n)],
-    "rings": [lambda n: shape_task(truths.rings(), n)],
-    "pinwheel": [lambda n: shape_task(truths.pinwheel(), n)],
     **{
-        f"{name}, split {seed}": [
-            lambda n, load=load, seed=seed: table_task(load, seed)
-        ]
+        f"{name}, split {seed}": lambda _, load=load, seed=seed: table_task(load, seed)
         for name, load in {
             "wine": lambda: datasets.load_wine().data,
             "diabetes": diabetes,
@@ -118,7 +117,7 @@ class Energy(NamedTuple):
     log_integral: tuple[float, float]
     efficiency: float
     proposals: np.ndarray
-    log_weights: np.ndarray
+    weights: np.ndarray
 
 
 def energy(rows: np.ndarray, seed: int, **options) -> Energy:
@@ -134,9 +133,7 @@ def energy(rows: np.ndarray, seed: int, **options) -> Energy:
     log_mean = logsumexp(log_weights) - np.log(len(x))
     weights = np.exp(log_weights - log_mean)
     note = f"best of {history['step'][-1]} steps: {history['best_step']}"
-    learned = Learned(
-        evaluate, lambda num: x[:num], lambda x: model.log_density(x, 0.0), note
-    )
+    learned = Learned(evaluate, None, lambda x: model.log_density(x, 0.0), note)
     return Energy(
         learned,
         (log_mean, weights.std() / np.sqrt(len(x))),
@@ -156,21 +153,30 @@ def draw_base(model, seed: int, num: int) -> tuple[np.ndarray, np.ndarray]:
     base = model.base
     t = jnp.asarray(0.5 * np.log1p(model.noise_range[0] ** 2), jnp.float32)
     share = float(np.exp(-2.0 * t))
-    if isinstance(base, GaussianBase):
-        along = rng.normal(size=(num, len(base.variances)))
-        along *= np.sqrt(np.asarray(base.variances) * share + 1.0 - share)
-        z = along @ np.asarray(base.axes).T
+    if isinstance(base, ProductBase):
+        z = np.zeros((num, base.subspaces.shape[1]))
+        for group, subspace in enumerate(np.asarray(base.subspaces)):
+            factor = jax.tree.map(lambda array, g=group: array[g], base.factors)
+            z += draw_mixture(factor, share, rng, num) @ subspace.T
     else:
-        weights = np.exp(np.asarray(base.log_weights, float))
-        which = rng.choice(len(weights), size=num, p=weights / weights.sum())
-        variances = np.asarray(base.variances) * share + 1.0 - share
-        centres = np.asarray(base.centres) * np.sqrt(share)
-        along = rng.normal(size=(num, centres.shape[1])) * np.sqrt(variances[which])
-        along += centres[which]
-        axes = np.asarray(base.axes).reshape(centres.shape[1], *centres.shape)
-        z = np.einsum("ne,nde->nd", along, axes.transpose(1, 0, 2)[which])
+        if isinstance(base, GaussianBase):  # a mixture of one
+            one = base.variances[None]
+            base = MixtureBase(jnp.zeros(1), base.axes, 0.0 * one, one)
+        z = draw_mixture(base, share, rng, num)
     value = jax.jit(jax.vmap(lambda z: -base.energy(z, t)))
     return z, np.concatenate([np.asarray(value(part), float) for part in _chunks(z)])
+
+
+def draw_mixture(mixture: MixtureBase, share: float, rng, num: int) -> np.ndarray:
+    """Draws ``(num, dim)`` with ``share`` of the variance the data's, the rest noise."""
+    weights = np.exp(np.asarray(mixture.log_weights, float))
+    which = rng.choice(len(weights), size=num, p=weights / weights.sum())
+    variances = np.asarray(mixture.variances) * share + 1.0 - share
+    centres = np.asarray(mixture.centres) * np.sqrt(share)
+    along = rng.normal(size=(num, centres.shape[1])) * np.sqrt(variances[which])
+    along += centres[which]
+    axes = np.asarray(mixture.axes).reshape(centres.shape[1], *centres.shape)
+    return np.einsum("ne,nde->nd", along, axes.transpose(1, 0, 2)[which])
 
 
 def microseconds(evaluate, dim: int, batch: int = 512) -> float:
@@ -209,7 +215,7 @@ def judge(
         exact = task.truth.log_density(task.fresh)
         true, error_sd = exact.mean(), (log_density - exact).std()
         if isinstance(fitted, Energy):
-            tv = weights_tv(task.truth, fitted.proposals, fitted.log_weights)
+            tv = weights_tv(task.truth, fitted.proposals, fitted.weights)
         else:
             tv = weights_tv(task.truth, learned.sample(NUM_DRAWS))
     cost = nan
@@ -251,7 +257,7 @@ def main() -> None:
         },
     }
     table = Table("densities", COLUMNS, more=("flowjax", "scikit-learn"))
-    for name, (make,) in TARGETS.items():
+    for name, make in TARGETS.items():
         if not any(name.startswith(start) for start in args.targets):
             continue
         task = make(2000 if args.quick else NUM_ROWS)

@@ -37,13 +37,13 @@ class Learned(NamedTuple):
 
     Attributes:
         log_density: of rows ``(m, dim)``, ``(m,)``, in float64.
-        sample: draws ``(num, dim)``.
+        sample: draws ``(num, dim)``; None for a density without exact ones.
         evaluate: log density of one row in JAX; None outside of it.
         note: what was chosen.
     """
 
     log_density: Callable[[np.ndarray], np.ndarray]
-    sample: Callable[[int], np.ndarray]
+    sample: Callable[[int], np.ndarray] | None
     evaluate: Callable[[jax.Array], jax.Array] | None
     note: str
 

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from models import make_model, sample as run_kernel
-from scipy.special import logsumexp
 from sklearn.mixture import GaussianMixture
 from targets import block_posterior, correlated_mixture, linear_posterior
 from truths import Mixture
@@ -54,7 +53,7 @@ def mixture_figures(
     log_density, score = eqx.filter_jit(model.log_density_and_score)(
         jnp.asarray(held_out, jnp.float32), 0.0
     )
-    error = np.asarray(log_density, float) - logsumexp(truth.log_parts(held_out), -1)
+    error = np.asarray(log_density, float) - truth.log_density(held_out)
     # weight_j of the model = E_truth[1(mode j) p_model / p_truth], normalised
     ratio = np.exp(error - error.max())
     weights = np.bincount(which, ratio, minlength=len(truth.weights))
@@ -86,7 +85,7 @@ def best_possible(truth: Mixture, samples: np.ndarray, held_out: np.ndarray) -> 
         precisions_init=np.linalg.inv(truth.covariances),
         max_iter=50,
     ).fit(samples)
-    error = by_em.score_samples(held_out) - logsumexp(truth.log_parts(held_out), -1)
+    error = by_em.score_samples(held_out) - truth.log_density(held_out)
     return error.std()
 
 

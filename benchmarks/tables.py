@@ -30,10 +30,9 @@ class Table:
     it is stopped.
     """
 
-    def __init__(self, name: str, columns: Sequence[str], output=None, more=()):
+    def __init__(self, name: str, columns: Sequence[str], more=()):
         self.columns, self.rows = list(columns), []
-        self.folder = pathlib.Path(OUTPUT if output is None else output)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        OUTPUT.mkdir(parents=True, exist_ok=True)
         self.name = name
         script = pathlib.Path(sys.argv[0]).name
         command = shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])
@@ -46,15 +45,15 @@ class Table:
         assert len(values) == len(self.columns), (values, self.columns)
         self.rows.append(values)
         print(self._line([shown(value) for value in values]), flush=True)
-        self.write()
+        self._write()
 
-    def write(self) -> None:
+    def _write(self) -> None:
         lines = [self.columns, ["---"] * len(self.columns)]
         lines += [[shown(value) for value in row] for row in self.rows]
         text = "\n".join(self._line(line) for line in lines)
-        markdown = self.folder / f"{self.name}.md"
+        markdown = OUTPUT / f"{self.name}.md"
         markdown.write_text(f"{self.source}\n\n{text}\n")
-        with (self.folder / f"{self.name}.csv").open("w", newline="") as file:
+        with (OUTPUT / f"{self.name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(self.columns)
             writer.writerows(self.rows)

@@ -7,7 +7,22 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 
-class Mixture:
+class Modes:
+    """What follows from the log density of each mode, weight included."""
+
+    def log_parts(self, x: np.ndarray) -> np.ndarray:
+        """``(n, dim)`` to ``(n, modes)``."""
+        raise NotImplementedError
+
+    def log_density(self, x: np.ndarray) -> np.ndarray:
+        return logsumexp(self.log_parts(x), axis=-1)
+
+    def assign(self, x: np.ndarray) -> np.ndarray:
+        """Most probable mode of each row."""
+        return np.argmax(self.log_parts(x), axis=-1)
+
+
+class Mixture(Modes):
     """An asymmetric mixture of correlated Gaussians with unequal weights."""
 
     def __init__(self, rng: np.random.Generator, dim: int, floor: float, num: int = 6):
@@ -35,13 +50,6 @@ class Mixture:
         ]
         return np.stack(parts, axis=-1)
 
-    def log_density(self, x: np.ndarray) -> np.ndarray:
-        return logsumexp(self.log_parts(x), axis=-1)
-
-    def assign(self, x: np.ndarray) -> np.ndarray:
-        """Most probable component of each row."""
-        return np.argmax(self.log_parts(x), axis=-1)
-
     def score(self, x: np.ndarray) -> np.ndarray:
         parts = self.log_parts(x)
         shares = np.exp(parts - logsumexp(parts, axis=-1, keepdims=True))
@@ -55,7 +63,7 @@ class Mixture:
         return np.einsum("nj,njd->nd", shares, pulls)
 
 
-class Curves:
+class Curves(Modes):
     """Gaussian noise about curves in the plane, one curve a mode, with unequal weights.
 
     A point is ``curve_j(u) + sd_j(u) e`` with ``u`` uniform on (0, 1): its density is an
@@ -89,13 +97,6 @@ class Curves:
             average = logsumexp(terms, axis=1) - np.log(len(self.nodes))
             parts.append(np.log(weight) + average)
         return np.stack(parts, axis=-1)
-
-    def log_density(self, x: np.ndarray) -> np.ndarray:
-        return logsumexp(self.log_parts(x), axis=-1)
-
-    def assign(self, x: np.ndarray) -> np.ndarray:
-        """Most probable curve of each row."""
-        return np.argmax(self.log_parts(x), axis=-1)
 
 
 def two_moons() -> Curves:

@@ -43,9 +43,9 @@ class EnergyModel(Conditional):
 
     The first term is the exact energy, after noise, of what fits the data best: one
     Gaussian, a mixture by EM, or a product of mixtures over independent subspaces; the
-    second a network's. The factor :math:`a_t^2` makes
-    the density that of the base, and normalised, at the noise end; how the normalising
-    constant moves on the way to the data is part of the training loss
+    second a network's. The factor :math:`a_t^2` makes the density that of the base, and
+    normalised, at the noise end; how the normalising constant moves on the way to the
+    data is part of the training loss
     (:func:`numpyro_rtk.training.losses.dual_score_matching`).
 
     The network sees :math:`\tilde z`, of a root mean square below the ``reach`` b: so it

@@ -125,14 +125,8 @@ def fit(
             learning_rate=learning_rate,
             validation_fraction=validation_fraction,
             ema_decay=ema_decay,
-            **{
-                name: value
-                for name, value in (
-                    ("standardise", standardise),
-                    ("num_components", num_components),
-                )
-                if value is not None
-            },
+            standardise=standardise,
+            num_components=num_components,
         )
         progress = load_progress(checkpoint, fingerprint, progress)
         save = lambda progress: save_progress(checkpoint, fingerprint, progress)
@@ -188,7 +182,9 @@ def _advance(
     return advance
 
 
-def _fingerprint(key, rows, model, weights, **options: float | str) -> dict[str, Any]:
+def _fingerprint(
+    key, rows, model, weights, **options: float | str | None
+) -> dict[str, Any]:
     """What two calls must share for one to go on where the other stopped."""
     first = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)]
     summary = lambda a: [list(a.shape), zlib.crc32(np.ascontiguousarray(a).tobytes())]

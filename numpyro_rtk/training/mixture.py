@@ -8,7 +8,7 @@ from scipy.cluster.vq import kmeans2
 
 from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
 
-__all__ = ["as_base", "best_mixture", "fit_mixture", "refit_mixture"]
+__all__ = ["as_base", "best_mixture", "fit_mixture", "is_better", "refit_mixture"]
 
 _NUM_COMPONENTS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 _MAX_FAILURES = 2  # in a row, then no more components are tried
@@ -66,11 +66,16 @@ def best_mixture(z: np.ndarray, held_out: np.ndarray) -> Any:
             break
         found = _by_em(z, num)
         gain = found.score_samples(held_out) - density
-        if gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)):
+        if is_better(gain):
             best, density, failures = found, density + gain, 0
         else:
             failures += 1
     return best
+
+
+def is_better(gain: np.ndarray) -> bool:
+    """Whether gains in held-out log density, ``(m,)``, exceed their standard error."""
+    return bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def _most_components(z: np.ndarray) -> int:

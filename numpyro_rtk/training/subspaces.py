@@ -17,7 +17,12 @@ import optax
 from scipy.sparse.csgraph import connected_components
 
 from numpyro_rtk.networks.product_base import ProductBase, product_base
-from numpyro_rtk.training.mixture import as_base, best_mixture, refit_mixture
+from numpyro_rtk.training.mixture import (
+    as_base,
+    best_mixture,
+    is_better,
+    refit_mixture,
+)
 
 __all__ = ["fit_product", "independent_subspaces"]
 
@@ -57,9 +62,7 @@ def fit_product(
     factors = [refit_mixture(z @ u, factor) for factor, u in pairs]
     pairs = zip(factors, subspaces, strict=True)
     gain = sum(f.score_samples(held_out @ u) for f, u in pairs) - density
-    if gain.mean() <= gain.std(ddof=1) / np.sqrt(len(gain)):
-        return None
-    return _as_base(subspaces, factors)
+    return _as_base(subspaces, factors) if is_better(gain) else None
 
 
 def _as_base(subspaces: list[np.ndarray], factors: list) -> ProductBase:
@@ -75,29 +78,21 @@ def _turned(
     mixtures. Steps of Adam along the group of rotations, each with two Newton-Schulz
     steps against rounding.
     """
-    base = _as_base(subspaces, factors)
-    sizes = [u.shape[1] for u in subspaces]
-    largest = max(sizes)
-    # where each padded axis is among the columns of the axes; the last column is zeros
-    columns = np.full((len(sizes), largest), sum(sizes))
-    ends = np.cumsum(sizes)
-    for row, size, end in zip(columns, sizes, ends, strict=True):
-        row[:size] = np.arange(end - size, end)
     rows = jnp.asarray(z[: len(z) // _BATCH * _BATCH or None], jnp.float32)
     axes = jnp.asarray(np.concatenate(subspaces, axis=1), jnp.float32)
-    axes = _climb(base, axes, jnp.asarray(columns), rows)
+    axes = _climb(_as_base(subspaces, factors), axes, rows)
+    ends = np.cumsum([u.shape[1] for u in subspaces])
     return np.split(np.asarray(axes, np.float64), ends[:-1], axis=1)
 
 
 @jax.jit
-def _climb(base, axes, columns, rows):
+def _climb(base, axes, rows):
     optimiser = optax.adam(optax.cosine_decay_schedule(_TURN_RATE, _TURN_STEPS))
 
+    which = axes.T @ base.subspaces  # of the axes span a subspace
+
     def energy(axes, chosen):
-        padded = jnp.pad(axes, [(0, 0), (0, 1)])[:, columns]
-        turned = eqx.tree_at(
-            lambda base: base.subspaces, base, jnp.moveaxis(padded, 0, 1)
-        )
+        turned = eqx.tree_at(lambda base: base.subspaces, base, axes @ which)
         return jnp.mean(jax.vmap(turned.energy, in_axes=(0, None))(chosen, 0.0))
 
     def step(index, carry):
