@@ -1,7 +1,10 @@
 """The benchmarks' posteriors as NumPyro models, as plain functions, and their runs."""
 
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -10,6 +13,43 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC
 
 import numpyro_rtk as rtk
+
+
+class Problem(NamedTuple):
+    """A posterior that can enter the contest: a NumPyro model with one real vector ``x``.
+
+    Attributes:
+        model: the NumPyro model; its only latent site is ``x``, ``(dim,)``.
+        args: its arguments.
+        dim: of ``x``.
+        draw_prior: exact prior draws, ``(key, shape) -> (*shape, dim)``.
+        log_prior: normalised log density of the prior at a flat position.
+        log_likelihood: everything else in the model, at a flat position.
+        error: of draws ``(n, dim)``; total variation of the mode weights where nothing
+            else is said.
+        mean, sd: of each coordinate in the posterior; None where unknown.
+        log_evidence: nan where unknown.
+        prior: the prior as a density with exact scores at every noise level.
+        peak: largest value of the log likelihood of a measurement with Gaussian noise;
+            nan for other likelihoods.
+        is_learnable: whether the prior is worth learning from draws (not one Gaussian).
+        options: of ``RTKReplicaExchange``.
+    """
+
+    model: Callable
+    args: tuple
+    dim: int
+    draw_prior: Callable[[jax.Array, tuple[int, ...]], jax.Array]
+    log_prior: Callable[[jax.Array], jax.Array]
+    log_likelihood: Callable[[jax.Array], jax.Array]
+    error: Callable[[np.ndarray], float]
+    mean: np.ndarray | None = None
+    sd: np.ndarray | None = None
+    log_evidence: float = np.nan
+    prior: Any = None
+    peak: float = np.nan
+    is_learnable: bool = False
+    options: dict = {}
 
 
 def make_model(posterior):
@@ -25,8 +65,19 @@ def make_model(posterior):
     return model
 
 
+def factor_model(prior, log_likelihood):
+    """``x ~ prior`` and any log likelihood of ``x``."""
+    prior = rtk.LearnedPrior(prior)
+
+    def model():
+        x = numpyro.sample("x", prior)
+        numpyro.factor("likelihood", log_likelihood(x))
+
+    return model
+
+
 def log_likelihood(posterior):
-    """The same likelihood of a flat position."""
+    """The likelihood of :func:`make_model` at a flat position."""
     design, data = jnp.asarray(posterior.design), jnp.asarray(posterior.data)
 
     def value(x):
@@ -36,7 +87,33 @@ def log_likelihood(posterior):
     return value
 
 
-def sample(kernel, posterior, num_warmup, num_samples, num_chains, seed):
+def linear_problem(posterior, **size) -> Problem:
+    """A posterior of ``targets.py``; ``size`` is of its ``true_shares``."""
+    data, prior = jnp.asarray(posterior.data), posterior.prior
+    truth = posterior.true_shares(**size)
+
+    def error(x):
+        off = np.abs(posterior.shares(x) - truth)
+        return float(0.5 * off.sum(axis=-1).mean())
+
+    return Problem(
+        model=make_model(posterior),
+        args=(data,),
+        dim=prior.event_shape[0],
+        draw_prior=prior.sample,
+        log_prior=lambda x: prior.log_density(x, 0.0),
+        log_likelihood=log_likelihood(posterior),
+        error=error,
+        mean=getattr(posterior, "mean", None),
+        sd=getattr(posterior, "sd", None),
+        log_evidence=posterior.log_evidence,
+        prior=prior,
+        peak=-len(data) * float(np.log(np.sqrt(2.0 * np.pi) * posterior.noise_sd)),
+        is_learnable=True,
+    )
+
+
+def run_kernel(kernel, args, num_warmup, num_samples, num_chains, seed):
     """A vectorised run: ``mcmc``, draws ``(chains, draws, dim)``, seconds."""
     mcmc = MCMC(
         kernel,
@@ -47,9 +124,15 @@ def sample(kernel, posterior, num_warmup, num_samples, num_chains, seed):
         progress_bar=False,
     )
     start = time.time()
-    mcmc.run(jr.key(seed), jnp.asarray(posterior.data))
+    mcmc.run(jr.key(seed), *args)
     x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
     return mcmc, x, time.time() - start
+
+
+def sample(kernel, posterior, num_warmup, num_samples, num_chains, seed):
+    """:func:`run_kernel` on a posterior of ``targets.py``."""
+    args = (jnp.asarray(posterior.data),)
+    return run_kernel(kernel, args, num_warmup, num_samples, num_chains, seed)
 
 
 def exchange_evals(kernel, num_chains: int, draws: int) -> float:
