@@ -90,15 +90,49 @@ def mixture_target(name, weights, means, covariances) -> Target:
     return Target(name, mixture, np.asarray(weights), assign)
 
 
+def circle(dim: int = 10, components: int = 12) -> Target:
+    """The RTK paper's circle (variance .007), equal weights as there."""
+    weights = np.full(components, 1.0 / components)
+    return _on_circle("equal circle, 10 d", weights, dim)
+
+
 def unequal_circle(dim: int = 10, components: int = 12, seed: int = 0) -> Target:
     """The RTK paper's circle (variance .007) with unequal weights."""
     rng = np.random.default_rng(seed)
     weights = rng.dirichlet(2.0 * np.ones(components))
+    return _on_circle("circle, 10 d", weights, dim)
+
+
+def _on_circle(name: str, weights: np.ndarray, dim: int) -> Target:
+    components = len(weights)
     angles = 2.0 * np.pi * np.arange(components) / components
     means = np.zeros((components, dim))
     means[:, 0], means[:, 1] = np.cos(angles), np.sin(angles)
     covariances = np.broadcast_to(0.007 * np.eye(dim), (components, dim, dim))
-    return mixture_target("circle, 10 d", weights, means, covariances)
+    return mixture_target(name, weights, means, covariances)
+
+
+def spiral(components: int = 90, pieces: int = 6, sd: float = 0.1) -> Target:
+    """Two turns of a spiral: equal Gaussians at equal distances along it.
+
+    They lie closer than they are wide, which leaves no ripple. Its modes are pieces of
+    equal length, a point's that of the nearest component.
+    """
+    angle = np.linspace(0.0, 4.0 * np.pi, 20_001)
+    radius = 0.3 + 1.7 * angle / angle[-1]
+    curve = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    steps = np.linalg.norm(np.diff(curve, axis=0), axis=-1)
+    length = np.concatenate([[0.0], np.cumsum(steps)])
+    at = length[-1] * (np.arange(components) + 0.5) / components
+    means = np.stack([np.interp(at, length, part) for part in curve.T], axis=-1)
+    mixture = mixture_target(
+        "spiral, 2 d",
+        np.full(components, 1.0 / components),
+        means,
+        np.broadcast_to(sd**2 * np.eye(2), (components, 2, 2)),
+    )
+    piece = lambda x: mixture.assign(x) * pieces // components
+    return mixture._replace(weights=np.full(pieces, 1.0 / pieces), assign=piece)
 
 
 def correlated_mixture(

@@ -16,9 +16,9 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
-from numpyro_rtk.core.annealed import Plan, predict_down
+from numpyro_rtk.core.annealed import Local, predict_down
 from numpyro_rtk.core.mala import mala
-from numpyro_rtk.core.multistep import multistep_between
+from numpyro_rtk.core.multistep import Multistep
 from numpyro_rtk.core.uld import uld
 from numpyro_rtk.networks.condition import as_condition, check_bound
 from numpyro_rtk.networks.site import REAL
@@ -28,9 +28,10 @@ from numpyro_rtk.sites import constraint_of, split_sites, support_spec
 __all__ = ["LearnedPrior", "check_density", "learned_sites"]
 
 # What `sample` runs: the unconditional default of RTKMALA without its adaptation.
-_NUM_SEGMENTS = 25
-_NUM_STEPS = (4, 3, *(0,) * (_NUM_SEGMENTS - 2))
-_STEP_SIZE = 0.6
+_NUM_SEGMENTS = 13
+_NUM_STEPS = 3
+_STEP_SIZE = 0.5
+_TIMES = angle_ladder(_NUM_SEGMENTS)
 _FEW_PARTICLES = 64  # of the calibration, where every condition needs its own
 
 
@@ -217,35 +218,36 @@ class LearnedPrior(dist.Distribution):
     def _sample_all(self, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
         """Unconstrained draws, each entry of the batch at its own condition."""
         if self._condition is None:
-            return self._sample_free(key, sample_shape, self.density, self._plan)
+            return self._sample_free(key, sample_shape, self.density, self._predictor)
         batch, shape = self._condition_shapes()
 
         def of_one(key, c):
             density = self.density.given(c)
             base = paths.standardised(density, process=self.density)
-            plan = lambda: (base, self._plan_by(self._moment(base, _FEW_PARTICLES)))
-            return self._sample_free(key, sample_shape, density, plan)
+            fitted = lambda: (base, self._fit_predictor(base, _FEW_PARTICLES))
+            return self._sample_free(key, sample_shape, density, fitted)
 
         c = jnp.reshape(self._condition, (-1, *shape))
         draws = jax.vmap(of_one)(jr.split(key, len(c)), c)
         draws = jnp.moveaxis(draws, 0, len(sample_shape))
         return draws.reshape((*sample_shape, *batch, *self.density.event_shape))
 
-    def _sample_free(self, key, sample_shape, density, make_plan) -> jax.Array:
+    def _sample_free(self, key, sample_shape, density, make_predictor) -> jax.Array:
         """Unconstrained draws, ``sample_shape + density.event_shape``."""
         if hasattr(density, "sample"):
             return density.sample(key, sample_shape)
         shape = tuple(density.event_shape)
-        base, plan = make_plan()
-        multistep = multistep_between(plan.levels.t)
+        base, (multistep, moment) = make_predictor()
+        levels = paths.levels_of(_TIMES, 1.0)
+        local = Local(_NUM_STEPS, jnp.asarray(_STEP_SIZE), jax.lax.rsqrt(moment[0]))
         inner = mala() if paths.has_energy(density) else uld()
 
         def draw(key):
             key_top, key_down = jr.split(key)
-            top = jr.normal(key_top, (math.prod(shape),), plan.step_size.dtype)
+            top = jr.normal(key_top, (math.prod(shape),), moment.dtype)
             path = paths.prior_path(base)
             return predict_down(
-                key_down, top, path, plan, multistep, inner, _NUM_STEPS
+                key_down, top, path, levels, multistep, local, inner
             ).position
 
         keys = jr.split(key, math.prod(sample_shape))
@@ -255,27 +257,23 @@ class LearnedPrior(dist.Distribution):
             (*sample_shape, *shape)
         )
 
-    def _plan(self) -> tuple[paths.BaseFn, Plan]:
+    def _predictor(self) -> tuple[paths.BaseFn, tuple[Multistep, jax.Array]]:
+        """The fitted predictor and the mean squared scores, made once."""
         base = paths.standardised(self.density)
-        moment = self.__dict__.get("_second_moment")
-        if moment is None:
-            moment = self._moment(base)
-            if not_jax_tracer(moment):
-                self._second_moment = np.asarray(moment)
-        return base, self._plan_by(jnp.asarray(moment))
+        fitted = self.__dict__.get("_fitted")
+        if fitted is None:
+            fitted = self._fit_predictor(base)
+            if all(not_jax_tracer(leaf) for leaf in jax.tree.leaves(fitted)):
+                self._fitted = jax.tree.map(np.asarray, fitted)
+        return base, jax.tree.map(jnp.asarray, fitted)
 
-    def _moment(self, base: paths.BaseFn, num_particles: int = 256) -> jax.Array:
+    def _fit_predictor(self, base: paths.BaseFn, num_particles: int = 256):
         # The same fixed key each time: under vmap the calibration is done once.
         dim = math.prod(self.density.event_shape)
-        times = angle_ladder(_NUM_SEGMENTS)
-        calibrate = lambda key: paths.calibrate(key, base, times, dim, num_particles)
-        return jax.jit(calibrate)(jr.key(0))
-
-    def _plan_by(self, moment: jax.Array) -> Plan:
-        times = angle_ladder(_NUM_SEGMENTS)
-        segments, scale = paths.plan_segments(times, moment)
-        step_size = jnp.full(_NUM_SEGMENTS, _STEP_SIZE, scale.dtype)
-        return Plan(paths.levels_of(times, 1.0), segments, step_size, scale)
+        fit = lambda key: paths.calibrate_multistep(
+            key, base, _TIMES, dim, num_particles
+        )
+        return jax.jit(fit)(jr.key(0))
 
 
 def _condition_of(density: Any, condition: Any) -> jax.Array | None:

@@ -18,8 +18,8 @@ constant is short of those paths; the Metropolised transition stays exact.)
 *Up*: from a draw :math:`x_0`, noise it level by level and undo the inner steps (they
 are reversible), which gives the weight of a path that ends in :math:`x_0`.
 
-*Predicted*: without a weight, the noisy part may be crossed by a deterministic
-predictor of higher order.
+*Predicted*: without a weight, a deterministic rule of higher order crosses the ladder, and
+inner steps at its end target level 0 itself.
 
 *Metropolised*: among P fresh paths pick one in proportion to its weight, and accept it
 with :math:`\min(1, \sum_j w_j / (\sum_j w_j - w_i + w_0))`, where :math:`w_0` is the
@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk.core.inner import InnerNoise, InnerSampler, draw_noise
-from numpyro_rtk.core.multistep import Multistep, clean_mean, predict
+from numpyro_rtk.core.multistep import Multistep, clean_mean, predict, remember
 from numpyro_rtk.core.segment import (
     DensityFn,
     Evaluation,
@@ -52,6 +52,7 @@ from numpyro_rtk.core.segment import (
 )
 
 __all__ = [
+    "Local",
     "Path",
     "Plan",
     "Run",
@@ -62,6 +63,7 @@ __all__ = [
     "log_reference",
     "metropolised",
     "num_evals",
+    "num_evals_predicted",
     "predict_down",
 ]
 
@@ -83,6 +85,14 @@ class Plan(NamedTuple):
 
     levels: Any
     segments: Segment
+    step_size: jax.Array
+    scale: jax.Array
+
+
+class Local(NamedTuple):
+    """Inner steps on a level itself: how many (static), step size, spread ``(dim,)``."""
+
+    num_steps: int
     step_size: jax.Array
     scale: jax.Array
 
@@ -131,6 +141,11 @@ def num_evals(inner: InnerSampler, num_steps: Sequence[int]) -> int:
     return 1 + len(num_steps) + inner.evals_per_step * sum(num_steps)
 
 
+def num_evals_predicted(inner: InnerSampler, num_segments: int, num_steps: int) -> int:
+    """The same of :func:`predict_down`: ``K``, and with steps one more and their own."""
+    return num_segments + (1 + inner.evals_per_step * num_steps if num_steps else 0)
+
+
 def anneal_down(
     key: jax.Array,
     top: jax.Array,
@@ -162,67 +177,64 @@ def predict_down(
     key: jax.Array,
     top: jax.Array,
     path: Path,
-    plan: Plan,
+    levels: Any,
     multistep: Multistep,
+    local: Local,
     inner: InnerSampler,
-    num_steps: Sequence[int],
 ) -> Run:
-    """As :func:`anneal_down`, without a weight and closer to the path's level 0.
+    """From a draw of the reference to level 0 by a deterministic rule, without a weight.
 
-    The segments above the last one with inner steps are crossed by the deterministic
-    predictor of ``multistep.py``, whose error is of second order; the rest, and always
-    the lowest segment, by the Gaussian start and inner steps. For the path of a noising
-    process only: the predictor reads the scores as those of one.
+    The rule of ``multistep.py`` crosses every segment; what local error it leaves, inner
+    steps remove, which target level 0 itself (no reverse kernel: the rule has spent the
+    noise that one would be conditioned on). For the path of a noising process only: the
+    rule reads the scores as those of one.
 
     Args:
         key: PRNG key.
-        top: as in :func:`anneal_down`, like ``path``, ``plan``, ``inner`` and
-            ``num_steps``.
+        top: as in :func:`anneal_down`, like ``path``.
         path: see there.
-        plan: see there.
-        multistep: the predictor's coefficients, leading axis K.
-        inner: see there.
-        num_steps: see there.
+        levels: as in :class:`Plan`.
+        multistep: the rule's coefficients, leading axis K.
+        local: how many inner steps at level 0, and how long.
+        inner: the inner sampler.
 
     Returns:
-        The run; its ``log_weight`` is 0.
+        The run. Its ``log_weight`` is 0; without inner steps level 0 is not evaluated, and
+        the log density and the score are 0 there as well.
     """
-    stepping = [k for k, steps in enumerate(num_steps) if steps]
-    first = max(stepping, default=0) + 1
 
     def body(carry, inputs):
-        x, evaluation, last_clean = carry
-        step, low = inputs
-        clean = clean_mean(step, x, evaluation.score)
-        x = predict(step, x, clean, clean - last_clean)
-        return (x, path(x, low), clean), None
+        x, cleans = carry
+        step, level = inputs
+        cleans = remember(cleans, clean_mean(step, x, path(x, level).score))
+        return (predict(step, x, cleans), cleans), None
 
-    evaluation = path(top, _slice(plan.levels, -1))
-    lower_levels = _slice(plan.levels, slice(None, -1))
-    # the first step has slope 0, so whatever stands for its former clean value is unused
-    carry, _ = jax.lax.scan(
-        body,
-        (top, evaluation, jnp.zeros_like(top)),
-        _slice((multistep, lower_levels), slice(first, None)),
-        reverse=True,
-    )
-    x, evaluation, _ = carry
-    lowest = Plan(
-        _slice(plan.levels, slice(None, first + 1)),
-        *_slice(plan[1:], slice(None, first)),
-    )
-    carry = (x, evaluation, jnp.zeros((), x.dtype))
-    carry, info = _descend(key, carry, path, lowest, inner, num_steps[:first])
-    bottom, evaluation, _ = carry
-    accept_prob, is_diverging = _collect(info)
-    rest = jnp.full(len(num_steps) - first, jnp.nan, x.dtype)
-    return Run(
-        bottom,
-        evaluation,
-        jnp.zeros((), x.dtype),
-        jnp.concatenate([accept_prob, rest]),
-        is_diverging,
-    )
+    num_segments = len(multistep.keep)
+    cleans = jnp.zeros((num_segments, *top.shape), top.dtype)
+    inputs = (multistep, _slice(levels, slice(1, None)))
+    (x, _), _ = jax.lax.scan(body, (top, cleans), inputs, reverse=True)
+    accept_prob = jnp.full(num_segments, jnp.nan, x.dtype)
+    zero = jnp.zeros((), x.dtype)
+    if local.num_steps == 0:
+        unknown = Evaluation(zero, jnp.zeros_like(x))
+        return Run(x, unknown, zero, accept_prob, ~jnp.all(jnp.isfinite(x)))
+    x, evaluation, info = _local_steps(key, x, path, _slice(levels, 0), local, inner)
+    return Run(x, evaluation, zero, accept_prob.at[0].set(info[0]), info[1])
+
+
+def _local_steps(key, x, path, level, local, inner):
+    """Inner steps on a level itself; as :func:`inner_steps` returns."""
+    target: DensityFn = lambda position: path(position, level)
+
+    def body(state, random):
+        state, info = inner.step(random, state, target, local.step_size, local.scale)
+        return state, (info.accept_prob, info.is_diverging)
+
+    noise = draw_noise(key, inner, (), local.num_steps, x.size, x.dtype)
+    state = inner.init(noise.start, x, target(x))
+    state, (accept_prob, is_diverging) = jax.lax.scan(body, state, noise.steps)
+    info = (jnp.mean(accept_prob), jnp.any(is_diverging))
+    return state.position, state.evaluation, info
 
 
 def _descend(key, carry, path, plan, inner, num_steps):

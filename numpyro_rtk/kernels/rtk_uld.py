@@ -24,11 +24,12 @@ class RTKULD(AnnealedKernel):
     Args:
         model: see :class:`RTKMALA`.
         score: see :class:`RTKMALA`; a :class:`~numpyro_rtk.ScoreModel` suffices.
-        num_segments: K; 24 with ``model``, 25 with ``score``.
+        num_segments: K; 24 with ``model``, 13 with ``score``.
         num_steps: inner steps per segment, see :class:`RTKMALA`. Default: ``(1, 1)`` with
-            ``model``, ``(8, 6)`` with ``score``.
+            ``model``, ``(6,)`` with ``score``.
         step_size: tau, in units of the time in which a reverse kernel of unit spread
-            turns over; adapted in warm-up when ``adjusted``, else 0.3 by default.
+            turns over; adapted in warm-up when ``adjusted``, else by default 0.2 after
+            the multistep predictor and 0.3 otherwise.
         target_accept_prob: aim of that adaptation.
         ladder: see :class:`RTKMALA`.
         friction: gamma, in the same units.
@@ -54,7 +55,7 @@ class RTKULD(AnnealedKernel):
         num_segments: int | None = None,
         num_steps: int | Sequence[int] | None = None,
         step_size: float | None = None,
-        target_accept_prob: float = 0.8,
+        target_accept_prob: float | None = None,
         ladder: Ladder | None = None,
         friction: float = 2.0,
         adjusted: bool = False,
@@ -65,8 +66,7 @@ class RTKULD(AnnealedKernel):
         setting: str = "default",
     ):
         if num_steps is None and score is not None and setting == "default":
-            # a step costs one evaluation, half of RTKMALA's
-            num_steps = (8, 6) if num_segments is None or num_segments > 1 else (8,)
+            num_steps = (6,)  # a step costs one evaluation, half of RTKMALA's
         super().__init__(
             model,
             score=score,

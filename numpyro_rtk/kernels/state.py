@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from numpyro_rtk.core.adapt import Moments, StepSize, Trials
+from numpyro_rtk.core.multistep import Multistep
 
 __all__ = ["AdaptState", "RTKState"]
 
@@ -15,6 +16,7 @@ class AdaptState(NamedTuple):
     Attributes:
         steps: step sizes and their running average.
         second_moment: the prior's mean squared score, ``(K + 1, dim)``.
+        multistep: the fitted predictor; None where there is none.
         likelihood_variance: c of the posterior path, on the standardised scale.
         trials: warm-up's comparison of values for it.
         loc: centre of the ordinary sites, unconstrained, ``(num_ordinary,)``.
@@ -24,6 +26,7 @@ class AdaptState(NamedTuple):
 
     steps: StepSize
     second_moment: jax.Array
+    multistep: Multistep | None
     likelihood_variance: jax.Array
     trials: Trials
     loc: jax.Array

@@ -63,6 +63,11 @@ CONSTRUCTION = {
         ValueError,
         '`predictor` must be "gaussian" with `model=`',
     ),
+    "predictor with steps above": (
+        lambda: rtk.RTKMALA(score=MIXTURE, num_steps=(2, 1), predictor="multistep"),
+        ValueError,
+        "`num_steps` must have steps in the lowest segment only",
+    ),
     "steps": (
         lambda: rtk.RTKMALA(model, num_steps=-1),
         ValueError,
