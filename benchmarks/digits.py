@@ -1,14 +1,12 @@
 """Images: bits per dimension against normalising flows and a mixture, and samples.
 
-    python benchmarks/digits.py            # about ten minutes on two cores
+    python benchmarks/digits.py            # half an hour on two cores
     python benchmarks/digits.py --quick    # does it run: a minute, figures of no worth
 
 scikit-learn's 1,797 digits, 8 by 8 pixels of 17 grey levels, with uniform noise on top
 (dequantisation), 400 of them held out. All rivals see the same 1,397 images once, as they
-are, and keep a part of them back to stop or to choose: the energies and the flows a tenth
-(``fit``, and flowjax's ``fit_to_data`` with its own early stopping and the best of three
-learning rates), the mixture 200 (number of components, kind of covariance and a floor of
-the variances; then fitted to all).
+are, and keep a tenth of them back to stop or to choose: the energies by ``fit``, the flows
+and the mixture as ``density_rivals.py`` says, the flows with two more learning rates.
 
 Bits per dimension: minus the mean log density of the held-out images, over 64 log 2; an
 upper bound of that of the grey levels. The mixture and the flows are normalised by
@@ -19,19 +17,18 @@ work along the noise ladder (``rtk.check_prior``). ``corrected`` has it taken of
 import argparse
 import pathlib
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from flowjax.bijections import RationalQuadraticSpline
-from flowjax.distributions import Normal
-from flowjax.flows import coupling_flow, masked_autoregressive_flow
-from flowjax.train import fit_to_data
+from density_rivals import FLOWS, LEARNING_RATES, Learned, flow, mixture
 from sklearn.datasets import load_digits
-from sklearn.mixture import GaussianMixture
+from tables import OUTPUT, Table
 
 import numpyro_rtk as rtk
 
@@ -39,42 +36,39 @@ SHAPE = (8, 8)
 DIM = 64
 NUM_HELD_OUT = 400
 NUM_SHOWN = 40
+COLUMNS = (
+    "density",
+    "bits per dimension",
+    "se",
+    "log integral",
+    "corrected",
+    "s",
+    "note",
+)
 ENERGIES = {
     "EnergyUNet": (
-        lambda key, quick: rtk.EnergyUNet(
-            SHAPE, channels=8, depth=2 if quick else 3, key=key
-        ),
+        lambda key: rtk.EnergyUNet(SHAPE, channels=8, key=key),
         {"num_steps": 3000, "batch_size": 128, "learning_rate": 0.01},
     ),
-    "EnergyMLP": (
-        lambda key, quick: rtk.EnergyMLP(SHAPE, key=key),
-        {},
-    ),
+    "EnergyMLP": (lambda key: rtk.EnergyMLP(SHAPE, key=key), {}),
 }
-FLOWS = {
-    "coupling spline flow": lambda key: coupling_flow(
-        key,
-        base_dist=Normal(jnp.zeros(DIM)),
-        transformer=RationalQuadraticSpline(knots=8, interval=4),
-    ),
-    "masked autoregressive flow": lambda key: masked_autoregressive_flow(
-        key, base_dist=Normal(jnp.zeros(DIM))
-    ),
-}
-NORMALISED = (0.0, 0.0)  # by construction
-LEARNING_RATES = (5e-4, 2e-3, 5e-3)  # the first is flowjax's default
 
 
 class Result(NamedTuple):
-    """Log densities of the held-out images, ``(n,)``, draws, and the log integral."""
+    """Log densities of the held-out images, ``(n,)``, draws, and the log integral.
+
+    ``log_integral``: with its standard error; 0 and 0 by construction, NaN where it was
+    not estimated.
+    """
 
     log_density: np.ndarray
     draws: np.ndarray
-    log_integral: tuple[float, float] = NORMALISED
-    note: str = ""
+    log_integral: tuple[float, float]
+    note: str
 
 
 def images(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """To learn from and held out, ``(n, 8, 8)``."""
     rng = np.random.default_rng(seed)
     grey = load_digits().images.astype(float)
     grey = rng.permutation(grey) + rng.uniform(size=grey.shape)
@@ -85,77 +79,68 @@ def energy(name: str, train, test, seed: int, quick: bool) -> Result:
     make, options = ENERGIES[name]
     if quick:
         options = {"num_steps": 250, "batch_size": 64}
-    network = make(jr.key(seed + 1), quick)
     model, history = rtk.fit(
-        jr.key(seed), train, network=network, progress_bar=False, **options
+        jr.key(seed),
+        train,
+        network=make(jr.key(seed + 1)),
+        progress_bar=False,
+        **options,
     )
     log_density = eqx.filter_jit(model.log_density)(jnp.asarray(test, jnp.float32), 0.0)
-    note = f"best of {history['step'][-1]} steps: {history['best_step']}"
+    log_density = np.asarray(log_density, float)
+    base = type(model.base).__name__
+    note = f"{base}; best of {history['step'][-1]} steps: {history['best_step']}"
     if quick:  # without what takes long: the draws and the integral
         none = np.full((NUM_SHOWN, *SHAPE), np.nan)
-        unknown = (np.nan, np.nan)
-        return Result(np.asarray(log_density, float), none, unknown, note)
+        return Result(log_density, none, (np.nan, np.nan), note)
     draws = rtk.LearnedPrior(model).sample(jr.key(2), (NUM_SHOWN,))
     check = rtk.check_prior(model, test, training=train)
     print(check, flush=True)
-    return Result(np.asarray(log_density, float), np.asarray(draws), check.offset, note)
+    return Result(log_density, np.asarray(draws), check.offset, note)
 
 
-def flow(name: str, train, test, seed: int, quick: bool) -> Result:
-    flat = train.reshape(-1, DIM)
-    mean, sd = flat.mean(axis=0), flat.std(axis=0)
-    standard = lambda x: jnp.asarray((x.reshape(-1, DIM) - mean) / sd, jnp.float32)
-    best: Any = (np.inf, None, "")
-    for learning_rate in LEARNING_RATES[: 1 if quick else None]:
-        start = FLOWS[name](jr.key(seed))
-        fitted, losses = fit_to_data(
-            jr.key(seed + 1),
-            start,
-            standard(train),
-            learning_rate=learning_rate,
-            max_epochs=2 if quick else 300,
-            show_progress=False,
-        )
-        loss, epochs = min(losses["val"]), len(losses["val"])
-        note = f"learning rate {learning_rate:g}, {epochs} epochs"
-        best = min(best, (loss, fitted, note), key=lambda entry: entry[0])
-    _, fitted, note = best
-    log_density = np.asarray(fitted.log_prob(standard(test)), float) - np.log(sd).sum()
-    draws = np.asarray(fitted.sample(jr.key(2), (NUM_SHOWN,))) * sd + mean
-    return Result(log_density, draws.reshape(-1, *SHAPE), note=note)
+def normalised(learn, train, test, seed: int, quick: bool) -> Result:
+    """A rival; ``learn`` is ``(rows, seed, quick) -> Learned``."""
+    fitted: Learned = learn(train.reshape(-1, DIM), seed, quick)
+    draws = fitted.sample(NUM_SHOWN).reshape(-1, *SHAPE)
+    log_density = fitted.log_density(test.reshape(-1, DIM))
+    return Result(log_density, draws, (0.0, 0.0), fitted.note)
 
 
-def mixture(name: str, train, test, seed: int, quick: bool) -> Result:
-    flat, asked = train.reshape(-1, DIM), test.reshape(-1, DIM)
-    grid = [
-        {"n_components": num, "covariance_type": kind, "reg_covar": floor}
-        for kind in ("full", "tied", "diag")
-        for num in ((1, 8) if quick else (1, 4, 8, 12, 16, 24, 32, 48, 64))
-        for floor in (0.01, 0.1, 0.3)
-    ]
-    by_em = lambda options: GaussianMixture(**options, random_state=seed)
-    score = lambda options: by_em(options).fit(flat[200:]).score(flat[:200])
-    chosen = max(grid, key=score)
-    fitted = by_em(chosen).fit(flat)
-    draws = fitted.sample(NUM_SHOWN)[0].reshape(-1, *SHAPE)
-    return Result(fitted.score_samples(asked), draws, note=str(chosen))
+def by_em(rows: np.ndarray, seed: int, quick: bool) -> Learned:
+    components = (1, 8) if quick else (1, 4, 8, 12, 16, 20)
+    floors = (1e-1,) if quick else (1e-2, 1e-1, 3e-1)
+    return mixture(rows, seed, components=components, floors=floors)
 
 
-def show(name: str, result: Result, seconds: float) -> None:
-    bits = -result.log_density / (DIM * np.log(2.0))
+def by_flow(name: str, rows: np.ndarray, seed: int, quick: bool) -> Learned:
+    if quick:
+        return flow(name, rows, seed, learning_rates=(2e-3,), max_epochs=2)
+    return flow(name, rows, seed, learning_rates=(*LEARNING_RATES, 1e-2, 2e-2))
+
+
+RIVALS = {
+    "Gaussian mixture by EM": partial(normalised, by_em),
+    **{name: partial(normalised, partial(by_flow, name)) for name in FLOWS},
+    **{name: partial(energy, name) for name in ENERGIES},
+}
+
+
+def row(name: str, result: Result, seconds: float) -> tuple[str | float, ...]:
+    per_bit = DIM * np.log(2.0)
+    bits = -result.log_density / per_bit
     value, error = result.log_integral
-    integral = "normalised"
+    integral = f"{value:+.2f} +- {error:.2f}" if error else f"{value:g}"
     if np.isnan(value):
-        integral = "integral not estimated"
-    elif result.log_integral != NORMALISED:
-        corrected = bits.mean() + value / (DIM * np.log(2.0))
-        integral = (
-            f"log integral {value:+.2f} +- {error:.2f}, corrected {corrected:.3f}"
-        )
-    print(
-        f"{name}: {bits.mean():.3f} +- {bits.std() / len(bits) ** 0.5:.3f} bits per "
-        f"dimension; {integral}; {seconds:.0f} s ({result.note})",
-        flush=True,
+        integral = "not estimated"
+    return (
+        name,
+        bits.mean(),
+        bits.std() / len(bits) ** 0.5,
+        integral,
+        bits.mean() + value / per_bit,
+        f"{seconds:.0f}",
+        result.note,
     )
 
 
@@ -181,35 +166,29 @@ def draw_figure(path: pathlib.Path, test: np.ndarray, results: dict[str, Result]
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def run(quick: bool, seed: int = 0, only: Sequence[str] = tuple(RIVALS)) -> None:
+    """The table, and a sheet of samples in ``output/digits.png``."""
+    train, test = images(seed)
+    table = Table("digits", COLUMNS, more=("flowjax", "scikit-learn"))
+    results = {}
+    for name in only:
+        start = time.perf_counter()
+        results[name] = RIVALS[name](train, test, seed, quick)
+        table.add(*row(name, results[name], time.perf_counter() - start))
+        jax.clear_caches()
+    draw_figure(OUTPUT / "digits.png", test, results)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", help="some of the rivals, by name")
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path(__file__).parent / "output" / "digits.png",
-    )
+    parser.add_argument("--only", nargs="+", choices=list(RIVALS), default=list(RIVALS))
     args = parser.parse_args()
-    train, test = images(args.seed)
-    rivals = {
-        "Gaussian mixture by EM": mixture,
-        **dict.fromkeys(FLOWS, flow),
-        **dict.fromkeys(ENERGIES, energy),
-    }
-    results = {}
-    for name, run in rivals.items():
-        if args.only and name not in args.only:
-            continue
-        start = time.perf_counter()
-        results[name] = run(name, train, test, args.seed, args.quick)
-        show(name, results[name], time.perf_counter() - start)
-        jax.clear_caches()
-    draw_figure(args.output, test, results)
-    print(f"samples in {args.output}")
+    run(args.quick, args.seed, args.only)
 
 
 if __name__ == "__main__":

@@ -142,10 +142,8 @@ def diagnose(mcmc: Any) -> Diagnosis:
             f"(acceptance {local.min():.2f}). Lengthen `num_warmup`, or give a smaller "
             "`step_size`."
         )
-    factor = np.atleast_2d(np.asarray(settings.mean_score)).mean(axis=0)
-    beta = _likelihood_share(settings)
-    wrong = np.flatnonzero((beta < 0.02) & (np.abs(factor - 1.0) > 0.5))
-    if wrong.size > max(1, len(factor) // 8):
+    wrong = _disagreeing_edges(mcmc.sampler, settings, efficiency)
+    if wrong.size > max(1, len(accept) // 8):
         problems.append(
             "The prior's scores disagree with its own noise ladder (at levels "
             f"{', '.join(map(str, wrong + 1))} the best factor of the score is not 1). "
@@ -208,6 +206,20 @@ def _exchange_field(mcmc: Any, name: str) -> np.ndarray:
             f"{kernel}. For weighted draws see `rtk.pareto_k`."
         )
     return np.asarray(fields[name], np.float64)
+
+
+def _disagreeing_edges(sampler: Any, settings: Any, efficiency: float) -> np.ndarray:
+    """Edges where the prior alone counts and its start wants another factor than 1.
+
+    The likelihood counts by its inverse temperature times its information, which
+    ``-log(efficiency)`` measures in nats.
+    """
+    if getattr(getattr(sampler, "_problem", None), "learned", True) == ():
+        return np.array([], int)  # no learned prior
+    factor = np.atleast_2d(np.asarray(settings.mean_score)).mean(axis=0)
+    information = 0.0 if np.isnan(efficiency) else -np.log(max(efficiency, 1e-300))
+    influence = _likelihood_share(settings) * (1.0 + information)
+    return np.flatnonzero((influence < 0.02) & (np.abs(factor - 1.0) > 0.5))
 
 
 def _likelihood_share(settings: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """RTKReplicaExchange and NumPyro's driver; its posterior is tested in test_posterior."""
 
 import pickle
+from types import SimpleNamespace
 
 import arviz as az
 import jax
@@ -12,6 +13,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_rtk as rtk
+from numpyro_rtk.report import _disagreeing_edges
 from tests.kernels.conftest import MIXTURE, make_mcmc, model
 from tests.kernels.test_refusals import ScoreOnly
 
@@ -211,6 +213,20 @@ def test_diagnose_says_when_importance_resampling_would_do():
     # 16 draws of a weight of bounded spread: within a third
     assert abs(np.log(report.prior_efficiency / kish)) < np.log(1.5)
     assert "importance resampling" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("efficiency", "blamed"), [(0.5, 2), (1e-9, 0)], ids=["weak", "strong"]
+)
+def test_diagnose_blames_the_prior_only_where_it_alone_counts(efficiency, blamed):
+    """At c = .01 the upper edges see the likelihood to a hundredth: of 20 nats, .2."""
+    settings = SimpleNamespace(
+        mean_score=[1.0, 0.2, 0.2],
+        times=[0.0, 0.1, 1.0, 3.0],
+        likelihood_variance=0.01,
+    )
+    found = _disagreeing_edges(None, settings, efficiency)
+    assert len(found) == blamed
 
 
 def test_diagnose_refuses_other_kernels(finished):
