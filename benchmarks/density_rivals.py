@@ -105,7 +105,9 @@ def mixture(
                 failures = 0
                 best_here = -np.inf
                 for num in components:
-                    if failures == 2 or num * z.shape[1] > len(z):
+                    # a curve needs many components before one more helps
+                    is_falling = failures >= 2 and num > 16
+                    if is_falling or num * z.shape[1] > len(z):
                         break
                     by_em = GaussianMixture(
                         num, covariance_type=kind, reg_covar=floor, random_state=seed

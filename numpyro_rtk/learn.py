@@ -109,7 +109,9 @@ def fit(
         The model with the best validation loss, an :class:`EnergyModel` or a
         :class:`ScoreModel`, and the history: arrays ``step``, ``loss``,
         ``validation_loss`` and ``wall_time`` (seconds), one entry for each evaluation,
-        and the scalars ``best_step`` and ``stopped_early``.
+        and the scalars ``best_step`` and ``stopped_early``. Where training has not lowered
+        the held-out loss by two standard errors, the untrained network is returned, which
+        leaves its base as it is, and ``best_step`` is 0.
 
     Raises:
         TypeError: for arguments of the wrong kind.

@@ -40,6 +40,7 @@ from numpyro_rtk.training.rows import AbstractRows, open_rows
 __all__ = ["NOISE_RANGE", "fit"]
 
 NOISE_RANGE = (0.02, 20.0)
+_LEAST_GAIN = 2.0  # in standard errors, of a network over the bare base
 _NUM_VALIDATION_POINTS = 4096
 _STEPS_PER_CALL = 250
 _REACH = 5.0  # standard deviations, within which nearly all data lie
@@ -110,9 +111,11 @@ def fit(
     )
     advance = _advance(loss_fn, model, settings, key_steps, rows, batch_size, placement)
     there = placement.replicate(model)
-    evaluate = lambda weights: float(validate(loss_fn, there, weights, *points))
+    losses = lambda weights: np.asarray(validate(loss_fn, there, weights, *points))
+    evaluate = lambda weights: float(np.mean(losses(weights)))
     state = placement.replicate(init(model))
-    progress = Progress.start(state, evaluate(state.average))
+    untrained = state.average
+    progress = Progress.start(state, evaluate(untrained))
     save = lambda progress: None
     if checkpoint is not None:
         fingerprint = _fingerprint(
@@ -140,7 +143,18 @@ def fit(
         progress_bar=progress_bar,
         start=start,
     )
+    if not _is_learned(losses(untrained) - losses(weights)):
+        weights, history["best_step"] = untrained, np.asarray(0)
     return with_weights(model, placement.gather(weights)), history
+
+
+def _is_learned(gain: np.ndarray) -> bool:
+    """Whether the network is worth having: paired gains in held-out loss, ``(m,)``.
+
+    On a base that is nearly the law itself, training lowers the loss by less than chance
+    does and adds its own error to the density.
+    """
+    return bool(gain.mean() > _LEAST_GAIN * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def _advance(

@@ -204,7 +204,9 @@ def run_steps(
         log_r = draw_noise_levels(key_level, batch_size, model.noise_range)
         if sharding is not None:
             z0, e, log_r = jax.lax.with_sharding_constraint((z0, e, log_r), sharding)
-        mean_loss = lambda weights: _mean_loss(loss_fn, model, weights, z0, e, log_r)
+        mean_loss = lambda weights: jnp.mean(
+            _losses(loss_fn, model, weights, z0, e, log_r)
+        )
         loss, grads = jax.value_and_grad(mean_loss)(state.weights)
         directions, opt_state = _OPTIMISER.update(grads, state.opt_state)
         rate = _learning_rate(settings, state.step)
@@ -227,11 +229,11 @@ def validate(
     e: jax.Array,
     log_r: jax.Array,
 ) -> jax.Array:
-    """Mean loss of these weights at fixed points, noise and noise levels."""
-    return _mean_loss(loss_fn, model, weights, z0, e, log_r)
+    """Losses of these weights at fixed points, noise and noise levels, ``(m,)``."""
+    return _losses(loss_fn, model, weights, z0, e, log_r)
 
 
-def _mean_loss(loss_fn, model, weights, z0, e, log_r):
+def _losses(loss_fn, model, weights, z0, e, log_r):
     model = with_weights(model, weights)
 
     def loss(z0, e, log_r):
@@ -240,7 +242,7 @@ def _mean_loss(loss_fn, model, weights, z0, e, log_r):
             return loss_fn(model.given(condition), z0, e, log_r)
         return loss_fn(model, z0, e, log_r)
 
-    return jnp.mean(jax.vmap(loss)(z0, e, log_r))
+    return jax.vmap(loss)(z0, e, log_r)
 
 
 def _learning_rate(settings: Settings, step: jax.Array) -> jax.Array:
