@@ -19,7 +19,6 @@ from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import Local, predict_down
 from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.multistep import Multistep
-from numpyro_rtk.core.uld import uld
 from numpyro_rtk.networks.condition import as_condition, check_bound
 from numpyro_rtk.networks.site import REAL
 from numpyro_rtk.noise import angle_ladder
@@ -239,8 +238,12 @@ class LearnedPrior(dist.Distribution):
         shape = tuple(density.event_shape)
         base, (multistep, moment) = make_predictor()
         levels = paths.levels_of(_TIMES, 1.0)
-        local = Local(_NUM_STEPS, jnp.asarray(_STEP_SIZE), jax.lax.rsqrt(moment[0]))
-        inner = mala() if paths.has_energy(density) else uld()
+        step_size = jnp.asarray(
+            _STEP_SIZE * min(1.0, (moment.shape[1] / 10.0) ** -0.25)
+        )
+        local = Local(_NUM_STEPS, step_size, jax.lax.rsqrt(moment[0]))
+        acceptance = "energy" if paths.has_energy(density) else "simpson"
+        inner = mala(num_leapfrog=2, acceptance=acceptance)
 
         def draw(key):
             key_top, key_down = jr.split(key)
