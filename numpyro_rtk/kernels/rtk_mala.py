@@ -20,8 +20,8 @@ class RTKMALA(AnnealedKernel):
     learned; a poor network or a hard posterior costs acceptance (``accept_prob``), which
     R-hat and ESS show. With ``corrected=False``: *weighted*, independent raw draws of the
     paper's algorithm with their ``log_weight``; without the weights they are biased. With
-    ``score=``: *approximate*, independent draws without weights that come closest to the
-    density in a given number of evaluations; ``predictor="gaussian"`` gives weighted ones,
+    ``score=``: *approximate*, independent draws without weights that come close to the
+    density in few evaluations; ``predictor="gaussian"`` gives weighted ones,
     ``corrected=True`` an exact chain.
 
     In high dimension (measured: beyond about ten informative directions) all candidates
