@@ -349,8 +349,10 @@ def _mean_square(scores: jax.Array) -> jax.Array:
     The limit is far above what one in twenty has: where a density is flat but for its
     edges, most scores are 0.
     """
-    limit = 3.0 * jnp.quantile(jnp.abs(scores), 0.95, axis=0) + 1e-3
-    return jnp.mean(jnp.square(jnp.clip(scores, -limit, limit)), axis=0)
+    # a trajectory that a learned score has lost does not count
+    scores = jnp.where(jnp.isfinite(scores), scores, jnp.nan)
+    limit = 3.0 * jnp.nanquantile(jnp.abs(scores), 0.95, axis=0) + 1e-3
+    return jnp.nanmean(jnp.square(jnp.clip(scores, -limit, limit)), axis=0)
 
 
 def _balanced_normal(key: jax.Array, n: int, dim: int, dtype: Any) -> jax.Array:
