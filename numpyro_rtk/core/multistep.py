@@ -217,8 +217,6 @@ def fit_multistep(
         count = jnp.maximum(jnp.sum(usable), 1) * x.shape[1]
         gram = rows @ rows.T / count + _RIDGE * jnp.eye(len(rows), dtype=x.dtype)
         change = jnp.linalg.solve(gram, rows @ misfit.ravel() / count)
-        # where least squares has no finite answer, theory's
-        change = jnp.where(jnp.all(jnp.isfinite(change)), change, 0.0)
         fitted = step._replace(
             keep=step.keep + change[0], clean=step.clean + change[1:]
         )

@@ -102,7 +102,8 @@ class EnergySet(AbstractEnergyNetwork):
         for layer in range(depth - 1):
             common = jnp.mean(h, axis=0) @ self.shared[layer] + biases[layer + 1]
             h = h + jax.nn.silu(h @ self.own[layer] + common)
-        return jnp.sum(h @ self.readout) + jnp.sum((h @ self.pull) * z)
+        # this order for the reason that `EnergyMLP` has one
+        return jnp.sum(h * (self.readout + z @ self.pull.T))
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments, except ``key``."""
