@@ -26,7 +26,7 @@ import jax.random as jr
 import numpy as np
 from metrics import Reference
 from numpyro.infer import MCMC
-from solvers import SOLVERS, grids, num_segments
+from solvers import SOLVERS, grids, num_segments, solve
 from tables import Table
 from targets import Target, drawing_targets
 
@@ -59,47 +59,35 @@ def rtk_uld(density: Any, evals: int) -> rtk.RTKULD:
 KERNELS: dict[str, Callable] = {"RTKMALA": rtk_mala, "RTKULD": rtk_uld}
 
 
-def draw(kernel, n: int, key: int = 0) -> tuple[np.ndarray, int]:
-    """``n`` draws of 100 chains, and the evaluations that one cost."""
+def draw(
+    kernel, n: int, key: jax.Array, num_chains: int = 100, num_warmup: int = 100
+) -> tuple[np.ndarray, dict]:
+    """``n`` draws of a kernel, as a user runs it, and the extra fields."""
     mcmc = MCMC(
         kernel,
-        num_warmup=100,
-        num_samples=n // 100,
-        num_chains=100,
+        num_warmup=num_warmup,
+        num_samples=n // num_chains,
+        num_chains=num_chains,
         chain_method="vectorized",
         progress_bar=False,
     )
-    mcmc.run(jr.key(key))
-    evals = int(mcmc.get_extra_fields()["num_score_evals"][0])
-    return np.asarray(mcmc.get_samples()), evals
+    mcmc.run(key)
+    return np.asarray(mcmc.get_samples()), mcmc.get_extra_fields()
 
 
-class Solver:
-    """A rival on one density: its draws on the user's scale."""
-
-    def __init__(self, name: str, density: Any):
-        self.loc, self.scale = (np.asarray(x) for x in paths.loc_and_scale(density))
-        base = paths.standardised(density)
-        score = lambda u, t: base(u, t).score
-
-        @jax.jit
-        def run(key, start, times):
-            return SOLVERS[name](key, score, start, times)
-
-        self._run = run
-
-    def draw(self, key: jax.Array, n: int, times: np.ndarray) -> np.ndarray:
-        key_start, key_run = jr.split(key)
-        start = jr.normal(key_start, (n, len(self.loc)))
-        draws = self._run(key_run, start, jnp.asarray(times, start.dtype))
-        return self.loc + self.scale * np.asarray(draws)
+def by_solver(
+    density: Any, name: str, times: np.ndarray, key: jax.Array, n: int
+) -> np.ndarray:
+    """``n`` draws of a rival."""
+    times = jnp.asarray(times, jnp.result_type(float))
+    return np.asarray(solve(density, SOLVERS[name], times, {}, key, n))
 
 
-def best_grid(solver: Solver, reference: Reference, candidates: dict) -> str:
+def best_grid(density: Any, name: str, reference: Reference, candidates: dict) -> str:
     """The grid with the least sliced W2 on draws of its own."""
 
-    def distance(name):
-        draws = solver.draw(jr.key(99), NUM_TUNING, candidates[name])
+    def distance(grid):
+        draws = by_solver(density, name, candidates[grid], jr.key(99), NUM_TUNING)
         usable = np.all(np.isfinite(draws))
         return reference.raw(draws)["sliced_w2"] if usable else np.inf
 
@@ -145,16 +133,16 @@ def compete(table: Table, target, reference, source, density, sets, quick) -> No
     )
     for name, build in KERNELS.items():
         for evals in BUDGETS:
-            draws, spent = draw(build(density, evals), n * sets)
+            draws, fields = draw(build(density, evals), n * sets, jr.key(0))
+            spent = int(fields["num_score_evals"][0])
             row(name, spent, np.split(draws, sets), "fixed")
     tuning = Reference(target, NUM_TUNING, sets=2)
     for name in SOLVERS:
-        solver = Solver(name, density)
         for evals in BUDGETS:
             found = candidates(name, evals, quick)
-            chosen = best_grid(solver, tuning, found)
+            chosen = best_grid(density, name, tuning, found)
             keys = jr.split(jr.key(1), sets)
-            parts = [solver.draw(key, n, found[chosen]) for key in keys]
+            parts = [by_solver(density, name, found[chosen], key, n) for key in keys]
             row(name, evals, parts, chosen)
     jax.clear_caches()
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullLocator
 from tables import OUTPUT
 
-__all__ = ["curves", "histograms"]
+__all__ = ["curves", "histograms", "save"]
 
 MARKERS = "osD^v<>Phd"
 TICKS = tuple(5 * 2**i for i in range(12))
@@ -70,7 +70,7 @@ def curves(
         ncols=len(across) + 1,
         frameon=False,
     )
-    _save(figure, name)
+    save(figure, name)
 
 
 def histograms(
@@ -113,7 +113,7 @@ def histograms(
         row[0].set_ylabel(row_name)
     for column, axis in zip(columns, axes[0], strict=True):
         axis.set_title(column.replace(", ", ",\n"), fontsize=9)
-    _save(figure, name)
+    save(figure, name)
 
 
 def _style(i: int) -> dict:
@@ -138,7 +138,8 @@ def _values(rows: Sequence[Mapping], column: str) -> list:
     return list(dict.fromkeys(row[column] for row in rows))
 
 
-def _save(figure, name: str) -> None:
+def save(figure, name: str) -> None:
+    """Into ``NAME.png`` of the output, and close it."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
     path = OUTPUT / f"{name}.png"
     figure.savefig(path, dpi=130)

@@ -7,7 +7,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from tables import OUTPUT
+from figures import save
 
 __all__ = ["NUM_SHOWN", "draw_curves", "draw_sheets"]
 
@@ -58,7 +58,7 @@ def draw_curves(
         fontsize=8,
         frameon=False,
     )
-    _save(figure, name)
+    save(figure, name)
 
 
 def draw_sheets(
@@ -83,11 +83,4 @@ def draw_sheets(
         sheet = grid.reshape(rows * height, columns * width)
         axis.imshow(sheet, cmap="gray_r", vmin=0.0, vmax=1.0)
         axis.set_title(title, fontsize=8)
-    _save(figure, name)
-
-
-def _save(figure, name: str) -> None:
-    path = OUTPUT / f"{name}.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    print(f"wrote {path.relative_to(OUTPUT.parent.parent)}")
+    save(figure, name)

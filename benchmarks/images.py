@@ -25,20 +25,19 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import solvers
+from drawing import draw as draw_by
 from image_data import Images, load_digits, load_mnist
 from image_figures import NUM_SHOWN, draw_curves, draw_sheets
 from image_judge import Judge
-from numpyro.infer import MCMC
+from solvers import random_key, solve
 from tables import OUTPUT, Table
 
 import numpyro_rtk as rtk
-from numpyro_rtk import paths
 
 Make = Callable[[Any], Any]
 
@@ -138,18 +137,6 @@ class Method(NamedTuple):
     setting: str
 
 
-@eqx.filter_jit
-def solve(model, solver, times, options, key: jax.Array, num: int) -> jax.Array:
-    """Draws of one of ``solvers.py``, on the scale of the images."""
-    base = paths.standardised(model)
-    loc, scale = paths.loc_and_scale(model)
-    key_start, key = jr.split(key)
-    start = jr.normal(key_start, (num, loc.size))
-    score = lambda z, t: base(z, t).score
-    z = solver(key, score, start, times, **options)
-    return loc + scale * z.reshape(num, *loc.shape)
-
-
 def by_solver(model, name: str, budget: int, judge: Judge, size: Size) -> Method:
     """A solver on its best ladder, the corrector with its best signal-to-noise ratio."""
     segments = solvers.num_segments(name, budget)
@@ -181,26 +168,11 @@ def by_solver(model, name: str, budget: int, judge: Judge, size: Size) -> Method
     return Method(name, evals, draws, setting)
 
 
-def random_key(seed: int) -> jax.Array:
-    # the device's own generator: it compiles in half the time of the default
-    return jr.key(seed, impl="unsafe_rbg")
-
-
 def by_kernel(name: str, kernel, size: Size) -> Method:
     """A kernel of the package, as a user runs it."""
-    mcmc = MCMC(
-        kernel,
-        num_warmup=size.warmup,
-        num_samples=size.draws // size.chains,
-        num_chains=size.chains,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(random_key(2))
-    fields = mcmc.get_extra_fields()
+    draws, fields = draw_by(kernel, size.draws, random_key(2), size.chains, size.warmup)
     accepted = f"inner steps accepted {np.mean(fields['accept_prob']):.2f}"
-    evals = int(fields["num_score_evals"][0])
-    return Method(name, evals, np.asarray(mcmc.get_samples()), accepted)
+    return Method(name, int(fields["num_score_evals"][0]), draws, accepted)
 
 
 def methods(

@@ -34,11 +34,9 @@ import numpy as np
 import published
 import solvers
 from metrics import Reference
-from numpyro.infer import MCMC
+from solvers import random_key, solve
 from tables import Table
 from targets import Target, chessboard, circle, spiral, unequal_circle
-
-from numpyro_rtk import paths
 
 COLUMNS = (
     "target",
@@ -56,7 +54,6 @@ MEASURES = {
     "weight TV": "log",
     "energy bias": "symlog",
 }
-DEFAULTS = {10: "RTKMALA, 10", 20: "RTKMALA, 20", 40: "RTKMALA default, 40"}
 FLOOR, DEFAULT = "i.i.d. draws", "rtk.RTKMALA, default"
 FIGURE_BUDGET = 40
 
@@ -110,22 +107,6 @@ class Candidate(NamedTuple):
 
 
 Method = Callable[[Target, int, Size], Iterator[Candidate]]
-
-
-def random_key(seed: int) -> jax.Array:
-    # the device's own generator: it compiles in half the time of the default
-    return jr.key(seed, impl="unsafe_rbg")
-
-
-@eqx.filter_jit
-def solve(density, solver, times, options, key, n: int):
-    """Draws of one of ``solvers.py``, on the density's own scale."""
-    base = paths.standardised(density)
-    loc, scale = paths.loc_and_scale(density)
-    key_start, key = jr.split(key)
-    start = jr.normal(key_start, (n, *density.event_shape))
-    score = lambda x, t: base(x, t).score
-    return loc + scale * solver(key, score, start, times, **options)
 
 
 def ddpm(target: Target, budget: int, size: Size) -> Iterator[Candidate]:
@@ -232,18 +213,9 @@ def in_parts(candidate: Candidate, size: Size) -> np.ndarray:
 
 def by_package(target: Target, budget: int, n: int) -> tuple[np.ndarray, int, str]:
     """The package's kernel with its defaults, as a user runs it."""
-    kernel = drawing.ROWS[DEFAULTS[budget]](target.density)
-    mcmc = MCMC(
-        kernel,
-        num_warmup=100,
-        num_samples=n // 100,
-        num_chains=100,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(random_key(2))
-    evals = int(mcmc.get_extra_fields()["num_score_evals"][0])
-    return np.asarray(mcmc.get_samples()), evals, "adapted"
+    kernel = drawing.rtk_mala(target.density, budget)
+    x, fields = drawing.draw(kernel, n, random_key(2))
+    return x, int(fields["num_score_evals"][0]), "adapted"
 
 
 def draws_of(target: Target, size: Size, reference: Reference):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from rivals import CUTS, Run
+from solvers import ancestral
 
 from numpyro_rtk.noise import log_snr_ladder, noise_variance, signal
 from numpyro_rtk.paths import loc_and_scale
@@ -76,13 +77,11 @@ def _sampler(problem, form: str, times: jax.Array) -> Callable:
         (_, (clean, _)), push = jax.vmap(
             jax.value_and_grad(fit, has_aux=True), in_axes=(0, None)
         )(z, t)
-        s2_t, s2_u = noise_variance(t), noise_variance(u)
-        v, keep = -jnp.expm1(2.0 * (u - t)), jnp.exp(u - t)
-        mean = (signal(u) * v * clean + keep * s2_u * z) / s2_t
+        mean, variance = ancestral(z, clean, t, u)
         # what the mean would gain were the gradient a part of the score
-        mean += scale * push * (1.0 if form == "residual" else v / keep)
-        noise = jnp.sqrt(v * s2_u / s2_t) * jr.normal(key, z.shape)
-        return mean + noise, None
+        in_score = -jnp.expm1(2.0 * (u - t)) / jnp.exp(u - t)
+        mean += scale * push * (1.0 if form == "residual" else in_score)
+        return mean + jnp.sqrt(variance) * jr.normal(key, z.shape), None
 
     def draw(key, scale):
         key_start, key_steps = jr.split(key)

@@ -218,23 +218,11 @@ def predict_down(
     if local.num_steps == 0:
         unknown = Evaluation(zero, jnp.zeros_like(x))
         return Run(x, unknown, zero, accept_prob, ~jnp.all(jnp.isfinite(x)))
-    x, evaluation, info = _local_steps(key, x, path, _slice(levels, 0), local, inner)
-    return Run(x, evaluation, zero, accept_prob.at[0].set(info[0]), info[1])
-
-
-def _local_steps(key, x, path, level, local, inner):
-    """Inner steps on a level itself; as :func:`inner_steps` returns."""
-    target: DensityFn = lambda position: path(position, level)
-
-    def body(state, random):
-        state, info = inner.step(random, state, target, local.step_size, local.scale)
-        return state, (info.accept_prob, info.is_diverging)
-
+    target: DensityFn = lambda position: path(position, _slice(levels, 0))
     noise = draw_noise(key, inner, (), local.num_steps, x.size, x.dtype)
-    state = inner.init(noise.start, x, target(x))
-    state, (accept_prob, is_diverging) = jax.lax.scan(body, state, noise.steps)
-    info = (jnp.mean(accept_prob), jnp.any(is_diverging))
-    return state.position, state.evaluation, info
+    state, info = _take_steps(noise, x, target(x), target, inner, *local)
+    accept_prob = accept_prob.at[0].set(info[0])
+    return Run(state.position, state.evaluation, zero, accept_prob, info[1])
 
 
 def _descend(key, carry, path, plan, inner, num_steps):
@@ -415,18 +403,31 @@ def inner_steps(
     lower_fn: DensityFn = lambda position: path(position, level)
     target = reverse_kernel(segment, x, lower_fn)
 
+    at_z = with_noising(segment, x, z, lower)
+    state, info = _take_steps(noise, z, at_z, target, inner, steps, step_size, scale)
+    lower = without_noising(segment, x, state.position, state.evaluation)
+    return state.position, lower, info
+
+
+def _take_steps(
+    noise, position, evaluation, target, inner, num_steps, step_size, scale
+):
+    """The state after ``num_steps`` > 0 inner steps, their mean acceptance, any divergence.
+
+    ``noise`` is for as many steps or more.
+    """
+
     def body(state, random):
         state, info = inner.step(random, state, target, step_size, scale)
         return state, (info.accept_prob, info.is_diverging)
 
-    state = inner.init(noise.start, z, with_noising(segment, x, z, lower))
-    if steps == 1:
+    state = inner.init(noise.start, position, evaluation)
+    if num_steps == 1:
         state, (accept_prob, is_diverging) = body(state, _slice(noise.steps, 0))
     else:
-        each = _slice(noise.steps, slice(None, steps))
+        each = _slice(noise.steps, slice(None, num_steps))
         state, (accept_prob, is_diverging) = jax.lax.scan(body, state, each)
-    lower = without_noising(segment, x, state.position, state.evaluation)
-    return state.position, lower, (jnp.mean(accept_prob), jnp.any(is_diverging))
+    return state, (jnp.mean(accept_prob), jnp.any(is_diverging))
 
 
 def _scan_groups(build_body, carry, xs, num_steps: Sequence[int], *, reverse: bool):

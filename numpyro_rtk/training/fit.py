@@ -114,8 +114,8 @@ def fit(
     losses = lambda weights: np.asarray(validate(loss_fn, there, weights, *points))
     evaluate = lambda weights: float(np.mean(losses(weights)))
     state = placement.replicate(init(model))
-    untrained = state.average
-    progress = Progress.start(state, evaluate(untrained))
+    untrained, at_first = state.average, losses(state.average)
+    progress = Progress.start(state, float(np.mean(at_first)))
     save = lambda progress: None
     if checkpoint is not None:
         fingerprint = _fingerprint(
@@ -143,7 +143,7 @@ def fit(
         progress_bar=progress_bar,
         start=start,
     )
-    if not _is_learned(losses(untrained) - losses(weights)):
+    if not _is_learned(at_first - losses(weights)):
         weights, history["best_step"] = untrained, np.asarray(0)
     return with_weights(model, placement.gather(weights)), history
 
