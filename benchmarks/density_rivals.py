@@ -107,7 +107,9 @@ def mixture(
                 for num in components:
                     # a curve needs many components before one more helps
                     is_falling = failures >= 2 and num > 16
-                    if is_falling or num * z.shape[1] > len(z):
+                    # a full covariance needs as many rows as it has columns
+                    per_component = z.shape[1] if kind == "full" else 1
+                    if is_falling or num * per_component > len(z) - held_out:
                         break
                     by_em = GaussianMixture(
                         num, covariance_type=kind, reg_covar=floor, random_state=seed

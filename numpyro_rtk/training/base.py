@@ -11,6 +11,7 @@ __all__ = ["LARGEST_DIM", "MAX_ROWS", "fit_base"]
 
 LARGEST_DIM = 128  # beyond it full covariances cost more than the network
 MAX_ROWS = 50_000  # of the rows that it is fitted to
+_FEW_DIMS = 3  # in more, a curved surface has no use for a few dozen Gaussians
 
 
 def fit_base(
@@ -32,7 +33,7 @@ def fit_base(
     """
     if num_components is not None:
         return fit_mixture(z, num_components)
-    found = best_mixture(z, held_out)
+    found = best_mixture(z, held_out, curved=z.shape[1] <= _FEW_DIMS)
     product = fit_product(z, held_out, found.score_samples(held_out))
     if product is not None or found.n_components == 1:
         return product

@@ -10,7 +10,8 @@ from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
 
 __all__ = ["as_base", "best_mixture", "fit_mixture", "is_better", "refit_mixture"]
 
-_NUM_COMPONENTS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
+# Of a mixture that stands for clusters, and further ones for a curved shape.
+_CLUSTERS, _PATCHES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16), (24, 32, 48, 64)
 _MAX_FAILURES = 2  # in a row, then no more components are tried
 _MAX_ITERATIONS, _SMALLEST_VARIANCE = 60, 1e-5
 
@@ -45,24 +46,27 @@ def as_base(found: Any) -> MixtureBase:
     return mixture_base(found.weights_, found.means_, found.covariances_)
 
 
-def best_mixture(z: np.ndarray, held_out: np.ndarray) -> Any:
+def best_mixture(z: np.ndarray, held_out: np.ndarray, curved: bool = False) -> Any:
     """scikit-learn's mixture of as many Gaussians as the held-out rows ask for.
 
     Args:
         z: standardised rows, ``(n, dim)``.
         held_out: standardised rows that were not in ``z``, ``(m, dim)``.
+        curved: whether a curve may be laid with up to 64 components. A ring needs a
+            dozen before one more helps, so fewer that do not help are no sign.
 
     Returns:
-        The mixture of 1, 2, ..., 16 components; of more only where the held-out log
-        density rises by more than its standard error.
+        The mixture of 1, 2, ..., 16 (or 64) components; of more only where the held-out
+        log density rises by more than its standard error.
 
     Raises:
         ImportError: without scikit-learn.
     """
     best, failures = _by_em(z, 1), 0
     density = best.score_samples(held_out)
-    for num in _NUM_COMPONENTS:
-        if num > _most_components(z) or failures == _MAX_FAILURES:
+    for num in _CLUSTERS + _PATCHES if curved else _CLUSTERS:
+        is_falling = failures >= _MAX_FAILURES and not (curved and num in _CLUSTERS)
+        if num > _most_components(z) or is_falling:
             break
         found = _by_em(z, num)
         gain = found.score_samples(held_out) - density

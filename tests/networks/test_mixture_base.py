@@ -12,6 +12,7 @@ from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
 from numpyro_rtk.networks.standardise import GaussianBase
 from numpyro_rtk.training.base import fit_base
 from numpyro_rtk.training.fit import fit
+from numpyro_rtk.training.mixture import best_mixture
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 MEANS = np.array([[-2.0, 0.5], [0.3, -1.0], [1.5, 1.5]])
@@ -34,6 +35,31 @@ def test_energy_and_score_are_those_of_the_noised_mixture(t):
 
 def rows(num, seed):
     return np.asarray(TRUTH.sample(jr.key(seed), (num,)), np.float64)
+
+
+def test_rings_are_laid_with_many_components():
+    """Three rings: a few Gaussians are no better than one, a few dozen follow the curves.
+
+    64 of them have 383 parameters: 3,000 rows leave the held-out density 383 / 6000 = .06
+    below the rings' (minus their entropy), and the chords between them .1.
+    """
+    rng = np.random.default_rng(0)
+    sd, radii = 0.05, np.array([1.0, 2.0, 3.0])
+    angle = rng.uniform(0.0, 2.0 * np.pi, 5000)
+    radius = rng.choice(radii, 5000) + sd * rng.normal(size=5000)
+    rings = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    z, held_out, fresh = rings[1000:4000], rings[:1000], jnp.asarray(rings[4000:])
+    entropy = (
+        np.mean(np.log(6.0 * np.pi * radii))
+        + 0.5 * np.log(2 * np.pi * np.e)
+        + np.log(sd)
+    )
+    base = fit_base(z, held_out, None)
+    assert isinstance(base, MixtureBase)
+    energy = jax.vmap(base.energy, in_axes=(0, None))(fresh, 0.0)
+    assert np.mean(energy) < entropy + 0.3
+    clusters = best_mixture(z, held_out)  # no more than 16
+    assert -clusters.score(fresh) > entropy + 0.9
 
 
 def test_em_finds_the_mixture():
