@@ -4,7 +4,12 @@ import numpy as np
 
 from numpyro_rtk.networks.mixture_base import MixtureBase
 from numpyro_rtk.networks.product_base import ProductBase
-from numpyro_rtk.training.mixture import as_base, best_mixture, fit_mixture
+from numpyro_rtk.training.mixture import (
+    as_base,
+    best_mixture,
+    fit_mixture,
+    is_plain_gaussian,
+)
 from numpyro_rtk.training.subspaces import fit_product
 
 __all__ = ["LARGEST_DIM", "MAX_ROWS", "fit_base"]
@@ -35,6 +40,6 @@ def fit_base(
         return fit_mixture(z, num_components)
     found = best_mixture(z, held_out, curved=z.shape[1] <= _FEW_DIMS)
     product = fit_product(z, held_out, found.score_samples(held_out))
-    if product is not None or found.n_components == 1:
+    if product is not None:
         return product
-    return as_base(found)
+    return None if is_plain_gaussian(found) else as_base(found)

@@ -8,12 +8,23 @@ from scipy.cluster.vq import kmeans2
 
 from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
 
-__all__ = ["as_base", "best_mixture", "fit_mixture", "is_better", "refit_mixture"]
+__all__ = [
+    "as_base",
+    "best_mixture",
+    "fit_mixture",
+    "is_better",
+    "is_plain_gaussian",
+    "refit_mixture",
+]
 
 # Of a mixture that stands for clusters, and further ones for a curved shape.
 _CLUSTERS, _PATCHES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16), (24, 32, 48, 64)
 _MAX_FAILURES = 2  # in a row, then no more components are tried
-_MAX_ITERATIONS, _SMALLEST_VARIANCE = 60, 1e-5
+_MAX_ITERATIONS = 60
+# Added to the components' variances, on the standardised scale: rounding, and what a
+# covariance from few rows may need (Ledoit & Wolf 2004 shrink it likewise).
+_SMALLEST_VARIANCE, _FLOORS = 1e-5, (1e-5, 1e-2, 3e-2, 1e-1)
+_FEW_ROWS = 50  # a dimension: with more a floor has nothing to mend
 
 
 def fit_mixture(z: np.ndarray, num_components: int) -> MixtureBase | None:
@@ -38,7 +49,7 @@ def fit_mixture(z: np.ndarray, num_components: int) -> MixtureBase | None:
             f"`num_components` must be at most {most} for {len(z)} rows to train on "
             f"in {z.shape[1]} dimensions; got {num_components}."
         )
-    return as_base(_by_em(z, num_components))
+    return as_base(_by_em(z, num_components, _SMALLEST_VARIANCE))
 
 
 def as_base(found: Any) -> MixtureBase:
@@ -57,24 +68,37 @@ def best_mixture(z: np.ndarray, held_out: np.ndarray, curved: bool = False) -> A
 
     Returns:
         The mixture of 1, 2, ..., 16 (or 64) components; of more only where the held-out
-        log density rises by more than its standard error.
+        log density rises by more than its standard error. From few rows, with the floor
+        of the variances that has the highest held-out log density.
 
     Raises:
         ImportError: without scikit-learn.
     """
-    best, failures = _by_em(z, 1), 0
+    has_few = len(z) < _FEW_ROWS * z.shape[1]
+    floors = _FLOORS if has_few else (_SMALLEST_VARIANCE,)
+    found = [_best_number(z, held_out, floor, curved) for floor in floors]
+    return max(found, key=lambda mixture: mixture.score(held_out))
+
+
+def _best_number(z: np.ndarray, held_out: np.ndarray, floor: float, curved: bool):
+    best, failures = _by_em(z, 1, floor), 0
     density = best.score_samples(held_out)
     for num in _CLUSTERS + _PATCHES if curved else _CLUSTERS:
         is_falling = failures >= _MAX_FAILURES and not (curved and num in _CLUSTERS)
         if num > _most_components(z) or is_falling:
             break
-        found = _by_em(z, num)
+        found = _by_em(z, num, floor)
         gain = found.score_samples(held_out) - density
         if is_better(gain):
             best, density, failures = found, density + gain, 0
         else:
             failures += 1
     return best
+
+
+def is_plain_gaussian(found: Any) -> bool:
+    """Whether a mixture is one Gaussian with the rows' own covariance."""
+    return found.n_components == 1 and found.reg_covar == _SMALLEST_VARIANCE
 
 
 def is_better(gain: np.ndarray) -> bool:
@@ -87,7 +111,7 @@ def _most_components(z: np.ndarray) -> int:
     return len(z) // (2 * z.shape[1] + 2)
 
 
-def _by_em(z: np.ndarray, num: int):
+def _by_em(z: np.ndarray, num: int, floor: float):
     """scikit-learn's EM from a start that does not depend on the number of threads."""
     try:
         from sklearn.cluster import kmeans_plusplus
@@ -108,27 +132,32 @@ def _by_em(z: np.ndarray, num: int):
         share = count / (count + 2.0 * dim)
         own = np.cov(rows, rowvar=False, bias=True).reshape(dim, dim)
         covariance = share * own + (1.0 - share) * pooled
-        covariance[np.diag_indices(dim)] += _SMALLEST_VARIANCE
+        covariance[np.diag_indices(dim)] += floor
         means.append(rows.mean(axis=0))
         precisions.append(np.linalg.inv(covariance))
     weights = (counts + 1.0) / (counts + 1.0).sum()
-    return _iterate(z, weights, np.stack(means), np.stack(precisions))
+    return _iterate(z, weights, np.stack(means), np.stack(precisions), floor)
 
 
 def refit_mixture(z: np.ndarray, found: Any) -> Any:
     """scikit-learn's EM on rows ``(n, dim)`` from where an earlier one ended."""
-    return _iterate(z, found.weights_, found.means_, found.precisions_)
+    start = found.weights_, found.means_, found.precisions_
+    return _iterate(z, *start, found.reg_covar)
 
 
 def _iterate(
-    z: np.ndarray, weights: np.ndarray, means: np.ndarray, precisions: np.ndarray
+    z: np.ndarray,
+    weights: np.ndarray,
+    means: np.ndarray,
+    precisions: np.ndarray,
+    floor: float,
 ):
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     found = GaussianMixture(
         len(weights),
-        reg_covar=_SMALLEST_VARIANCE,
+        reg_covar=floor,
         max_iter=_MAX_ITERATIONS,
         weights_init=weights,
         means_init=means,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal, norm
 
 from numpyro_rtk.mixture import GaussianMixture
 from numpyro_rtk.networks import EnergySet
@@ -60,6 +61,22 @@ def test_rings_are_laid_with_many_components():
     assert np.mean(energy) < entropy + 0.3
     clusters = best_mixture(z, held_out)  # no more than 16
     assert -clusters.score(fresh) > entropy + 0.9
+
+
+def test_few_rows_get_a_floor():
+    """From 80 rows in 12 dimensions a covariance is off by 90 / (2 * 80) = .6 nats or more.
+
+    Independent normals: a floor, which adds to all variances, makes up for a quarter of it.
+    """
+    rng = np.random.default_rng(0)
+    z, held_out, fresh = np.split(rng.normal(size=(3000, 12)), [80, 120])
+    base = fit_base(z, held_out, None)
+    assert isinstance(base, MixtureBase)
+    energy = jax.vmap(base.energy, in_axes=(0, None))(jnp.asarray(fresh), 0.0)
+    truth = -norm.logpdf(fresh).sum(axis=1).mean()
+    plain = -multivariate_normal(z.mean(0), np.cov(z.T, bias=True)).logpdf(fresh).mean()
+    assert plain - truth > 0.6
+    assert np.mean(energy) - truth < 0.75 * (plain - truth)
 
 
 def test_em_finds_the_mixture():
