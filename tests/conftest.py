@@ -11,8 +11,12 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    jax.config.update("jax_compilation_cache_dir", str(_ROOT / ".jax_cache"))
+_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(_ROOT / ".jax_cache")
+# JAX writes an entry in place: a process must not read what another has half written.
+# So each has its own, and so have the processes that its tests start.
+_CACHE = os.path.join(_CACHE, os.environ.get("PYTEST_XDIST_WORKER", ""))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+jax.config.update("jax_compilation_cache_dir", _CACHE)
 # The tests compile hundreds of small programs; by default only slow ones are kept.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -32,7 +32,7 @@ def test_first_example_prints_what_the_readme_says():
 def test_the_two_commands_are_there():
     commands = blocks("bash")
     assert any("python examples/quickstart.py" in c for c in commands)
-    assert any(c.rstrip().endswith("pytest") for c in commands)
+    assert any(c.rstrip().endswith("pytest -n 2") for c in commands)
 
 
 def test_links_to_files_exist():
