@@ -114,7 +114,8 @@ def diagnose(mcmc: Any) -> Diagnosis:
     num_draws = _exchange_field(mcmc, "accept_prob").shape[1]
     settings = mcmc.last_state.adapt_state.settings
     evidence = log_evidence(mcmc)
-    efficiency = _prior_efficiency(mcmc, evidence[0])
+    log_likelihood = _log_likelihood(mcmc)
+    efficiency = _prior_efficiency(log_likelihood, evidence[0])
     suggested = suggest_levels(accept)
     problems = []
     worst = int(accept.argmin())
@@ -142,7 +143,7 @@ def diagnose(mcmc: Any) -> Diagnosis:
             f"(acceptance {local.min():.2f}). Lengthen `num_warmup`, or give a smaller "
             "`step_size`."
         )
-    wrong = _disagreeing_edges(mcmc.sampler, settings, efficiency)
+    wrong = _disagreeing_edges(mcmc.sampler, settings, log_likelihood)
     if wrong.size > max(1, len(accept) // 8):
         problems.append(
             "The prior's scores disagree with its own noise ladder (at levels "
@@ -167,17 +168,22 @@ def diagnose(mcmc: Any) -> Diagnosis:
     )
 
 
-def _prior_efficiency(mcmc: Any, log_evidence: float) -> float:
-    r"""Kish's fraction of prior draws, :math:`Z / E_{\text{post}}[\ell]`."""
+def _log_likelihood(mcmc: Any) -> np.ndarray | None:
+    """At the last replicas, ``(chains, K + 1)``; None where it cannot be had."""
     sampler, state = mcmc.sampler, mcmc.last_state
     args, kwargs = getattr(mcmc, "_args", None), getattr(mcmc, "_kwargs", None)
     if not hasattr(sampler, "log_likelihood") or args is None or kwargs is None:
-        return np.nan
+        return None
     values = sampler.log_likelihood(state, args, kwargs)
-    if values is None:
+    return None if values is None else np.asarray(values, np.float64)
+
+
+def _prior_efficiency(log_likelihood: np.ndarray | None, log_evidence: float) -> float:
+    r"""Kish's fraction of prior draws, :math:`Z / E_{\text{post}}[\ell]`."""
+    if log_likelihood is None:
         return np.nan
-    values = np.asarray(values, np.float64)
-    mean = np.logaddexp.reduce(values) - np.log(len(values))
+    at_draws = log_likelihood[:, 0]
+    mean = np.logaddexp.reduce(at_draws) - np.log(len(at_draws))
     return float(np.exp(np.minimum(log_evidence - mean, 0.0)))
 
 
@@ -208,17 +214,23 @@ def _exchange_field(mcmc: Any, name: str) -> np.ndarray:
     return np.asarray(fields[name], np.float64)
 
 
-def _disagreeing_edges(sampler: Any, settings: Any, efficiency: float) -> np.ndarray:
+def _disagreeing_edges(
+    sampler: Any, settings: Any, log_likelihood: np.ndarray | None
+) -> np.ndarray:
     """Edges where the prior alone counts and its start wants another factor than 1.
 
-    The likelihood counts by its inverse temperature times its information, which
-    ``-log(efficiency)`` measures in nats.
+    The likelihood counts by its inverse temperature times the nats that it falls from the
+    draws to the replicas of the level, which at the top are the prior's.
     """
     if getattr(getattr(sampler, "_problem", None), "learned", True) == ():
         return np.array([], int)  # no learned prior
     factor = np.atleast_2d(np.asarray(settings.mean_score)).mean(axis=0)
-    information = 0.0 if np.isnan(efficiency) else -np.log(max(efficiency, 1e-300))
-    influence = _likelihood_share(settings) * (1.0 + information)
+    fall = np.zeros(len(factor))
+    if log_likelihood is not None:
+        typical = np.median(log_likelihood, axis=0)
+        fall = np.abs(typical[0] - typical[1:])
+    # a likelihood without a value there (nan, -inf) is not known to be idle
+    influence = np.nan_to_num(_likelihood_share(settings) * (1.0 + fall), nan=np.inf)
     return np.flatnonzero((influence < 0.02) & (np.abs(factor - 1.0) > 0.5))
 
 

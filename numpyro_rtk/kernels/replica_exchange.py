@@ -278,7 +278,7 @@ class RTKReplicaExchange(PathKernel):
         Vectorised chains share one pilot.
         """
         run = _PILOT_PARTICLES * self._num_levels * (1 + self._inner.evals_per_step)
-        pilot = run * (1 + (len(_VARIANCE_GRID) if self.model is not None else 0))
+        pilot = run * (len(_VARIANCE_GRID) if self.model is not None else 1)
         return pilot, run
 
     def get_diagnostics_str(self, state: ExchangeState) -> str:
@@ -314,9 +314,10 @@ class RTKReplicaExchange(PathKernel):
     def log_likelihood(
         self, state: ExchangeState, model_args: tuple, model_kwargs: dict
     ) -> jax.Array | None:
-        """Log likelihood of each chain's draw, ``(chains,)``; 0 without a model.
+        """Log likelihood at the replicas of all levels, ``(chains, K + 1)``.
 
-        None where the model has ordinary sites, whose prior is not told apart from it.
+        The first column is at the draws; 0 without a model. None where the model has
+        ordinary sites, whose prior is not told apart from it.
         """
         if self._problem.num_ordinary:
             return None
@@ -328,7 +329,8 @@ class RTKReplicaExchange(PathKernel):
             total = bound.path(u, ground).log_density
             return total - bound.base(u, ground.t).log_density
 
-        return jax.jit(jax.vmap(one))(jnp.atleast_2d(state.replicas[..., 0, :]))
+        replicas = state.replicas.reshape(-1, *state.replicas.shape[-2:])
+        return jax.jit(jax.vmap(jax.vmap(one)))(replicas)
 
     # -- the chain -----------------------------------------------------------------
 
@@ -395,35 +397,28 @@ class RTKReplicaExchange(PathKernel):
 
     def _choose_variance(self, key, bound: Bound, adapt: ExchangeAdapt):
         """The c whose works vary least down the ladder, and what its population says."""
+        settings = adapt.settings
+        is_dense = settings.curvature.ndim == 3
 
-        def population(key, variance):
-            settings = adapt.settings._replace(likelihood_variance=variance)
-            return population_down(
-                key,
-                bound.path,
-                self._plan(settings),
-                self._inner,
-                _PILOT_PARTICLES,
+        def pilot(inputs):
+            key, variance = inputs
+            plan = self._plan(settings._replace(likelihood_variance=variance))
+            population = population_down(
+                key, bound.path, plan, self._inner, _PILOT_PARTICLES
             )
+            centre = jax.nn.logsumexp(population.work, axis=1)
+            curvature = _curvature(population.evaluation.score[:-1], is_dense)
+            return _hardness(population.work), curvature, centre
 
-        variance = adapt.settings.likelihood_variance
+        grid = settings.likelihood_variance[None]
         if self.model is not None:
-            grid = jnp.asarray(_VARIANCE_GRID, variance.dtype)
-            keys = jr.split(key, len(_VARIANCE_GRID))
-            hardness = jax.lax.map(
-                lambda inputs: _hardness(population(*inputs).work), (keys, grid)
-            )
-            variance = grid[jnp.argmin(hardness)]
-        chosen = population(key, variance)
-        scores = chosen.evaluation.score[:-1]
-        curvature = jnp.mean(jnp.square(scores), axis=1)
-        if adapt.settings.curvature.ndim == 3:
-            # few particles see little of the off-diagonal: half of it
-            full = jnp.einsum("kna,knb->kab", scores, scores) / scores.shape[1]
-            curvature = 0.5 * full + 0.5 * jax.vmap(jnp.diag)(curvature)
-        centre = jax.nn.logsumexp(chosen.work, axis=1) - np.log(_PILOT_PARTICLES)
-        settings = adapt.settings._replace(
-            likelihood_variance=variance,
+            grid = jnp.asarray(_VARIANCE_GRID, settings.likelihood_variance.dtype)
+        found = jax.lax.map(pilot, (jr.split(key, len(grid)), grid))
+        best = jnp.argmin(found[0])
+        _, curvature, centre = jax.tree.map(lambda leaf: leaf[best], found)
+        centre = centre - np.log(_PILOT_PARTICLES)
+        settings = settings._replace(
+            likelihood_variance=grid[best],
             curvature=curvature,
             centre=jnp.where(jnp.isfinite(centre), centre, 0.0),
         )
@@ -662,6 +657,16 @@ class RTKReplicaExchange(PathKernel):
             scale=scale,
             moments=jax.tree.map(jnp.zeros_like, adapt.moments),
         )
+
+
+def _curvature(scores: jax.Array, is_dense: bool) -> jax.Array:
+    """Second moments of scores ``(K, n, dim)`` at each level, full or their diagonals."""
+    diagonal = jnp.mean(jnp.square(scores), axis=1)
+    if not is_dense:
+        return diagonal
+    # few particles see little of the off-diagonal: half of it
+    full = jnp.einsum("kna,knb->kab", scores, scores) / scores.shape[1]
+    return 0.5 * full + 0.5 * jax.vmap(jnp.diag)(diagonal)
 
 
 def _hardness(work: jax.Array) -> jax.Array:

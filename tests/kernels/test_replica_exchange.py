@@ -216,16 +216,19 @@ def test_diagnose_says_when_importance_resampling_would_do():
 
 
 @pytest.mark.parametrize(
-    ("efficiency", "blamed"), [(0.5, 2), (1e-9, 0)], ids=["weak", "strong"]
+    ("fall", "blamed"),
+    [(0.5, 2), (20.0, 0), (np.inf, 0)],
+    ids=["weak", "strong", "none"],
 )
-def test_diagnose_blames_the_prior_only_where_it_alone_counts(efficiency, blamed):
+def test_diagnose_blames_the_prior_only_where_it_alone_counts(fall, blamed):
     """At c = .01 the upper edges see the likelihood to a hundredth: of 20 nats, .2."""
     settings = SimpleNamespace(
         mean_score=[1.0, 0.2, 0.2],
         times=[0.0, 0.1, 1.0, 3.0],
         likelihood_variance=0.01,
     )
-    found = _disagreeing_edges(None, settings, efficiency)
+    log_likelihood = np.array([[0.0, -fall, -fall, -fall]])
+    found = _disagreeing_edges(None, settings, log_likelihood)
     assert len(found) == blamed
 
 
