@@ -44,8 +44,11 @@ class Run(NamedTuple):
     failure: str = ""
 
 
-def exchange(problem, seed, budget, num_warmup=50, **options):
-    """``RTKReplicaExchange`` with its defaults; one run, cut at parts of its draws."""
+def exchange(problem, seed, budget, num_warmup=200, **options):
+    """``RTKReplicaExchange`` with its defaults; one run, cut at parts of its draws.
+
+    The warm-up is the shortest that the kernel's documentation advises.
+    """
     kernel = rtk.RTKReplicaExchange(problem.model, **{**problem.options, **options})
     evals = lambda draws: exchange_evals(kernel, CHAINS, num_warmup + draws)
     num_samples = int((budget - evals(0)) / (CHAINS * kernel.num_evals))
