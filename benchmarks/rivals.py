@@ -44,11 +44,13 @@ class Run(NamedTuple):
     failure: str = ""
 
 
-def exchange(problem, seed, budget, num_warmup=200, **options):
+def exchange(problem, seed, budget, num_warmup=None, **options):
     """``RTKReplicaExchange`` with its defaults; one run, cut at parts of its draws.
 
-    The warm-up is the shortest that the kernel's documentation advises.
+    The 200 draws of warm-up that the kernel advises would be half of so short a run: here
+    two a dimension, and no less than 100.
     """
+    num_warmup = max(100, 2 * problem.dim) if num_warmup is None else num_warmup
     kernel = rtk.RTKReplicaExchange(problem.model, **{**problem.options, **options})
     evals = lambda draws: exchange_evals(kernel, CHAINS, num_warmup + draws)
     num_samples = int((budget - evals(0)) / (CHAINS * kernel.num_evals))
