@@ -123,13 +123,17 @@ SIZES = {
 
 
 def learned(target: Target, quick: bool) -> dict[str, Any]:
-    """Our energy, and a score network, from the same samples."""
+    """Our energy, and a score network, from the same samples.
+
+    ``fit`` may keep its mixture and drop the energy's network, where that is the better
+    density; the score network starts from one Gaussian, so that it has all to learn.
+    """
     samples = target.density.sample(jr.key(7), (NUM_TRAINING,))
     options: dict[str, Any] = {"num_steps": 300} if quick else {}
     options["progress_bar"] = False
     network = rtk.ScoreMLP(samples.shape[1:], key=jr.key(8))
     energy, _ = rtk.fit(jr.key(9), samples, **options)
-    score, _ = rtk.fit(jr.key(9), samples, network=network, **options)
+    score, _ = rtk.fit(jr.key(9), samples, network=network, num_components=1, **options)
     return {"our energy": energy, "our score network": score}
 
 

@@ -275,6 +275,16 @@ def _rejection(tally: Tally) -> jax.Array:
     return jnp.where(tally.count > 0, mean, 0.5)
 
 
+def _spread(rejection: jax.Array) -> jax.Array:
+    """Standard deviation of the normal works that are refused so often.
+
+    It grows with an edge's width for good. The rejection itself ends at 1: a gap that
+    nothing passes would look no worse than its neighbours, and levels would not move in.
+    """
+    rejection = jnp.clip(rejection, _SMALLEST_REJECTION, 1.0 - 1e-4)
+    return -2.0 * ndtri(0.5 * (1.0 - rejection))
+
+
 def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     """Least squares of the residual on u and s (two factors for all coordinates)."""
     edges = edges_of(settings)
@@ -350,9 +360,9 @@ def _fit_centre(settings: LadderAdapt, tally: Tally) -> jax.Array:
 def _move_levels(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     """Levels at equal shares of the barrier; what belongs to a level moves along."""
     num_levels = settings.mean_x.shape[0]
-    # An exchange's rejection grows about as the square of a narrow edge's width (its
-    # start is right to first order), so the roots are what adds up.
-    share = jnp.sqrt(jnp.maximum(_rejection(tally), _SMALLEST_REJECTION))
+    # The works' spread grows about as the square of a narrow edge's width (its start is
+    # right to first order), so the roots are what adds up.
+    share = jnp.sqrt(_spread(_rejection(tally)))
     cumulative = jnp.concatenate([jnp.zeros(1, share.dtype), jnp.cumsum(share)])
     old_index = jnp.arange(num_levels + 1, dtype=share.dtype)
     goal = jnp.linspace(0.0, 1.0, num_levels + 1, dtype=share.dtype) * cumulative[-1]

@@ -57,12 +57,12 @@ __all__ = ["ExchangeAdapt", "ExchangeState", "RTKReplicaExchange"]
 # 10 to 18 of them have the smallest error at equal evaluations (docs/measured.md).
 _NUM_LEVELS = 14
 # The pilot that chooses the likelihood's variance c, on the standardised scale.
-_VARIANCE_GRID = np.geomspace(1e-4, 10.0, 11)
+_VARIANCE_GRID = np.geomspace(1e-6, 10.0, 15)
 _PILOT_PARTICLES = 64
 # Beyond this many dimensions matrices would cost more than they gain; see `dense`.
 _LARGEST_DENSE = 128
-# Windows of warm-up end at these fractions of it; the levels stay after the third.
-_WINDOW_ENDS = (0.06, 0.16, 0.36, 0.76)
+# Windows of warm-up end at these fractions of it; the levels stay after the last but one.
+_WINDOW_ENDS = (0.06, 0.11, 0.16, 0.22, 0.29, 0.36, 0.76)
 _LAST_MOVE = 0.37
 
 
