@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from numpyro_rtk.core import ladder
 from numpyro_rtk.core.exchange import SweepInfo
@@ -170,6 +171,29 @@ def test_levels_move_to_equal_rejection():
     assert current.times[0] == 0.0
     np.testing.assert_allclose(current.times[-1], times[-1])
     assert np.all(np.diff(current.times) > 0.0)
+
+
+def test_levels_move_into_a_gap_that_nothing_passes():
+    """A narrow posterior: all of the first edge is refused, which says nothing of how wide.
+
+    Works of spread s are refused 2 Phi(s / 2) - 1; its root adds up along log(r^2 + .003^2).
+    """
+    times = jnp.asarray(log_snr_ladder(14), jnp.float32)
+    current = settings(times)
+
+    def rejection(times):
+        place = 0.5 * np.log(np.expm1(2.0 * np.asarray(times, float)) + 3e-3**2)
+        return 2.0 * norm.cdf(2.0 * np.diff(place) ** 2) - 1.0
+
+    before = rejection(current.times)
+    for _ in range(6):
+        empty = ladder.empty_tally(current)
+        count = jnp.full(14, 300.0)
+        rates = jnp.asarray(rejection(current.times), jnp.float32)
+        tally = empty._replace(count=count, rejection=rates * count)
+        current = ladder.next_settings(current, tally)
+    assert before.max() > 0.99
+    assert rejection(current.times).max() < 0.8  # by the rejections themselves: .99
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(current))
 
 
