@@ -176,7 +176,8 @@ def test_levels_move_to_equal_rejection():
 def test_levels_move_into_a_gap_that_nothing_passes():
     """A narrow posterior: all of the first edge is refused, which says nothing of how wide.
 
-    Works of spread s are refused 2 Phi(s / 2) - 1; its root adds up along log(r^2 + .003^2).
+    Works of spread s are refused 2 Phi(s / 2) - 1; roots of s add up along
+    log(r^2 + .003^2).
     """
     times = jnp.asarray(log_snr_ladder(14), jnp.float32)
     current = settings(times)
