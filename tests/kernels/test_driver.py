@@ -197,7 +197,8 @@ def test_progress_string_names_the_kind_of_draw(finished):
 
 
 def test_progress_bar_runs(monkeypatch, capsys):
-    monkeypatch.delenv("CI", raising=False)
+    for hidden_in in ("CI", "PYTEST_XDIST_WORKER"):  # where NumPyro shows no bar
+        monkeypatch.delenv(hidden_in, raising=False)
     mcmc = make_mcmc(num_warmup=2, num_samples=2, progress_bar=True)
     mcmc.run(jr.key(0), DATA)
     assert "evals/draw" in capsys.readouterr().err
