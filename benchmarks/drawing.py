@@ -96,7 +96,7 @@ def best_grid(density: Any, name: str, reference: Reference, candidates: dict) -
 
 
 class Size(NamedTuple):
-    """How much is drawn and tried; ``ladders`` None for all, ``solvers`` likewise."""
+    """How much is drawn and tried; ``ladders`` by name, None for all."""
 
     draws: int
     sets: int

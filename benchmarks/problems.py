@@ -202,16 +202,21 @@ def labels(num_components: int = 4, num_data: int = 100, seed: int = 0) -> Probl
     draws = np.concatenate(found.draws).astype(float)
     edges = np.quantile(in_order(draws)[1], np.arange(1, 8) / 8, axis=0)
 
-    def error(x, is_whole=True):
-        order, parts = in_order(x)
+    def by_value(parts):
         cells = np.sum(parts[:, None] > edges, axis=1)
         counts = [np.bincount(cell, minlength=8) for cell in cells.T]
-        by_value = 0.5 * np.abs(np.array(counts) / len(x) - 1 / 8).sum(axis=1).mean()
-        shares = np.mean((order @ places)[:, None] == orders @ places, axis=0)
-        by_order = 0.5 * np.abs(shares - 1.0 / len(orders)).sum()
-        return float(max(by_value, by_order if is_whole else 0.0))
+        off = np.abs(np.array(counts) / len(parts) - 1 / 8)
+        return 0.5 * off.sum(axis=1).mean()
 
-    apart = [error(draws, is_whole=False) for draws in found.draws]
+    def by_order(order):
+        shares = np.mean((order @ places)[:, None] == orders @ places, axis=0)
+        return 0.5 * np.abs(shares - 1.0 / len(orders)).sum()
+
+    def error(x):
+        order, parts = in_order(x)
+        return float(max(by_value(parts), by_order(order)))
+
+    apart = [by_value(in_order(draws)[1]) for draws in found.draws]
     print(
         f"labels: the references differ from their mean by {max(apart):.3f}, with log "
         f"evidence {found.log_evidence[0]:.3f} and {found.log_evidence[1]:.3f}"

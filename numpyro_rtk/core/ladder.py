@@ -44,6 +44,8 @@ _PRIOR_COUNT = 10.0
 _SMALLEST_NOISE = 0.02
 # No edge counts as easier than this, so that levels cannot run away from it.
 _SMALLEST_REJECTION = 0.02
+# Nor as harder than this: the spread of its works would be infinite.
+_LARGEST_REJECTION = 1.0 - 1e-4
 # Below this mean acceptance of the exchanges there are too few levels.
 LEAST_ACCEPTANCE = 0.3
 # Standard deviation of normal works at which half of the exchanges are accepted.
@@ -259,14 +261,11 @@ def next_settings(
 def suggest_levels(accept_prob: jax.Array | np.ndarray) -> int:
     """Number of levels at which edges would accept about half.
 
-    Normal works of standard deviation s are accepted with 2 Phi(-s / 2), and s falls in
-    proportion to the edges' width.
-
     Args:
         accept_prob: mean acceptance of each edge, ``(K,)``.
     """
     accept = np.clip(np.asarray(accept_prob, float), 1e-6, 1.0 - 1e-6)
-    spread = -2.0 * np.asarray(ndtri(accept / 2.0))
+    spread = np.asarray(_spread(accept))
     return int(np.ceil(len(accept) * spread.mean() / _SPREAD_AT_HALF))
 
 
@@ -275,14 +274,13 @@ def _rejection(tally: Tally) -> jax.Array:
     return jnp.where(tally.count > 0, mean, 0.5)
 
 
-def _spread(rejection: jax.Array) -> jax.Array:
-    """Standard deviation of the normal works that are refused so often.
+def _spread(accept_prob: jax.Array | np.ndarray) -> jax.Array:
+    """Standard deviation s of normal works that are accepted so often, 2 Phi(-s / 2).
 
-    It grows with an edge's width for good. The rejection itself ends at 1: a gap that
-    nothing passes would look no worse than its neighbours, and levels would not move in.
+    It grows with an edge's width for good. The acceptance itself ends at 0: a gap that
+    nothing passes would look no worse than its neighbours.
     """
-    rejection = jnp.clip(rejection, _SMALLEST_REJECTION, 1.0 - 1e-4)
-    return -2.0 * ndtri(0.5 * (1.0 - rejection))
+    return -2.0 * ndtri(0.5 * accept_prob)
 
 
 def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
@@ -362,7 +360,8 @@ def _move_levels(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     num_levels = settings.mean_x.shape[0]
     # The works' spread grows about as the square of a narrow edge's width (its start is
     # right to first order), so the roots are what adds up.
-    share = jnp.sqrt(_spread(_rejection(tally)))
+    rejection = jnp.clip(_rejection(tally), _SMALLEST_REJECTION, _LARGEST_REJECTION)
+    share = jnp.sqrt(_spread(1.0 - rejection))
     cumulative = jnp.concatenate([jnp.zeros(1, share.dtype), jnp.cumsum(share)])
     old_index = jnp.arange(num_levels + 1, dtype=share.dtype)
     goal = jnp.linspace(0.0, 1.0, num_levels + 1, dtype=share.dtype) * cumulative[-1]

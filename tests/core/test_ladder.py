@@ -149,22 +149,28 @@ def test_spurious_correlations_are_dropped_and_real_ones_kept():
     )
 
 
+def after_windows(current, num_windows, count, rejection):
+    """Settings after windows of ``count`` sweeps whose edges are refused as told."""
+    for _ in range(num_windows):
+        empty = ladder.empty_tally(current)
+        counts = jnp.full(len(current.times) - 1, count)
+        rates = jnp.asarray(rejection(current.times), jnp.float32)
+        tally = empty._replace(count=counts, rejection=rates * counts)
+        current = ladder.next_settings(current, tally)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(current))
+    return current
+
+
 def test_levels_move_to_equal_rejection():
     """Rejection as the square of a width in an uneven measure of noise; 4 windows."""
     times = jnp.asarray(log_snr_ladder(8), jnp.float32)
-    current = settings(times)
 
     def rejection(times):
         place = np.arctan(3.0 * np.sqrt(np.expm1(2.0 * np.asarray(times))))
         return 6.0 * np.diff(place) ** 2
 
-    before = rejection(current.times)
-    for _ in range(4):
-        empty = ladder.empty_tally(current)
-        count = jnp.full(8, 100.0)
-        rates = jnp.asarray(rejection(current.times), jnp.float32)
-        tally = empty._replace(count=count, rejection=rates * count)
-        current = ladder.next_settings(current, tally)
+    before = rejection(times)
+    current = after_windows(settings(times), 4, 100.0, rejection)
     after = rejection(current.times)
     assert before.max() / before.min() > 20.0
     assert after.max() / after.min() < 2.0
@@ -180,22 +186,14 @@ def test_levels_move_into_a_gap_that_nothing_passes():
     log(r^2 + .003^2).
     """
     times = jnp.asarray(log_snr_ladder(14), jnp.float32)
-    current = settings(times)
 
     def rejection(times):
         place = 0.5 * np.log(np.expm1(2.0 * np.asarray(times, float)) + 3e-3**2)
         return 2.0 * norm.cdf(2.0 * np.diff(place) ** 2) - 1.0
 
-    before = rejection(current.times)
-    for _ in range(6):
-        empty = ladder.empty_tally(current)
-        count = jnp.full(14, 300.0)
-        rates = jnp.asarray(rejection(current.times), jnp.float32)
-        tally = empty._replace(count=count, rejection=rates * count)
-        current = ladder.next_settings(current, tally)
-    assert before.max() > 0.99
+    current = after_windows(settings(times), 6, 300.0, rejection)
+    assert rejection(times).max() > 0.99
     assert rejection(current.times).max() < 0.8  # by the rejections themselves: .99
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(current))
 
 
 def test_an_empty_window_changes_nothing():
