@@ -7,6 +7,8 @@ scikit-learn's 1,797 digits, 8 by 8 pixels of 17 grey levels, with uniform noise
 (dequantisation), 400 of them held out. All rivals see the same 1,397 images once, as they
 are, and keep a tenth of them back to stop or to choose: the energies by ``fit``, the flows
 and the mixture as ``density_rivals.py`` says, the flows with two more learning rates.
+"logit": of the same images on the scale that takes 0 to 17 to all numbers, as
+``fit(..., support=interval(0, 17))`` does, with the density of the images themselves.
 
 Bits per dimension: minus the mean log density of the held-out images, over 64 log 2; an
 upper bound of that of the grey levels. The mixture and the flows are normalised by
@@ -21,12 +23,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from density_rivals import FLOWS, LEARNING_RATES, Learned, flow, mixture
+from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.transforms import IdentityTransform
 from sklearn.datasets import load_digits
 from tables import OUTPUT, Table
 
@@ -51,6 +53,10 @@ ENERGIES = {
         {"num_steps": 3000, "batch_size": 128, "learning_rate": 0.01},
     ),
     "EnergyMLP": (lambda key: rtk.EnergyMLP(SHAPE, key=key), {}),
+    "EnergyMLP, logit": (
+        lambda key: rtk.EnergyMLP(SHAPE, key=key),
+        {"support": constraints.interval(0.0, 17.0)},
+    ),
 }
 
 
@@ -78,7 +84,7 @@ def images(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def energy(name: str, train, test, seed: int, quick: bool) -> Result:
     make, options = ENERGIES[name]
     if quick:
-        options = {"num_steps": 250, "batch_size": 64}
+        options = {**options, "num_steps": 250, "batch_size": 64}
     model, history = rtk.fit(
         jr.key(seed),
         train,
@@ -86,25 +92,28 @@ def energy(name: str, train, test, seed: int, quick: bool) -> Result:
         progress_bar=False,
         **options,
     )
-    log_density = eqx.filter_jit(model.log_density)(jnp.asarray(test, jnp.float32), 0.0)
-    log_density = np.asarray(log_density, float)
+    prior = rtk.LearnedPrior(model)
+    log_density = np.asarray(jax.jit(prior.log_prob)(test.astype(np.float32)), float)
     base = type(model.base).__name__
     note = f"{base}; best of {history['step'][-1]} steps: {history['best_step']}"
     if quick:  # without what takes long: the draws and the integral
         none = np.full((NUM_SHOWN, *SHAPE), np.nan)
         return Result(log_density, none, (np.nan, np.nan), note)
-    draws = rtk.LearnedPrior(model).sample(jr.key(2), (NUM_SHOWN,))
+    draws = prior.sample(jr.key(2), (NUM_SHOWN,))
     check = rtk.check_prior(model, test, training=train)
     print(check, flush=True)
     return Result(log_density, np.asarray(draws), check.offset, note)
 
 
-def normalised(learn, train, test, seed: int, quick: bool) -> Result:
+def normalised(learn, train, test, seed: int, quick: bool, logit=False) -> Result:
     """A rival; ``learn`` is ``(rows, seed, quick) -> Learned``."""
-    fitted: Learned = learn(train.reshape(-1, DIM), seed, quick)
-    draws = fitted.sample(NUM_SHOWN).reshape(-1, *SHAPE)
-    log_density = fitted.log_density(test.reshape(-1, DIM))
-    return Result(log_density, draws, (0.0, 0.0), fitted.note)
+    scale = biject_to(constraints.interval(0.0, 17.0)) if logit else IdentityTransform()
+    unbounded = lambda x: np.asarray(scale.inv(x.reshape(-1, DIM)), float)
+    fitted: Learned = learn(unbounded(train), seed, quick)
+    draws = np.asarray(scale(fitted.sample(NUM_SHOWN))).reshape(-1, *SHAPE)
+    z = unbounded(test)
+    jacobian = np.sum(scale.log_abs_det_jacobian(z, scale(z)), axis=1)
+    return Result(fitted.log_density(z) - jacobian, draws, (0.0, 0.0), fitted.note)
 
 
 def by_em(rows: np.ndarray, seed: int, quick: bool) -> Learned:
@@ -119,9 +128,16 @@ def by_flow(name: str, rows: np.ndarray, seed: int, quick: bool) -> Learned:
     return flow(name, rows, seed, learning_rates=(*LEARNING_RATES, 1e-2, 2e-2))
 
 
+LEARN = {
+    "Gaussian mixture by EM": by_em,
+    **{name: partial(by_flow, name) for name in FLOWS},
+}
 RIVALS = {
-    "Gaussian mixture by EM": partial(normalised, by_em),
-    **{name: partial(normalised, partial(by_flow, name)) for name in FLOWS},
+    **{name: partial(normalised, learn) for name, learn in LEARN.items()},
+    **{
+        f"{name}, logit": partial(normalised, learn, logit=True)
+        for name, learn in LEARN.items()
+    },
     **{name: partial(energy, name) for name in ENERGIES},
 }
 

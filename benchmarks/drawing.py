@@ -102,6 +102,7 @@ class Size(NamedTuple):
     sets: int
     ladders: tuple[str, ...] | None = None
     solvers: tuple[str, ...] = tuple(SOLVERS)
+    budgets: tuple[int, ...] = BUDGETS
 
     def candidates(self, name: str, evals: int) -> dict[str, np.ndarray]:
         found = grids(num_segments(name, evals))
@@ -114,11 +115,12 @@ FEW_LADDERS = (
     "log-SNR, T 3, least noise 0.1",
     "Karras, T 3, least noise 0.1",
 )
+FEW_SOLVERS = ("DDPM, large variance", "DPM-Solver++ (2M)", "EDM Heun")
 PLAIN = tuple(name for name in SOLVERS if "corrector" not in name)
 SIZES = {
     "exact": Size(10_000, 4),
     "learned": Size(10_000, 1, LADDERS, PLAIN),
-    "quick": Size(2000, 1, FEW_LADDERS),
+    "quick": Size(2000, 1, FEW_LADDERS, FEW_SOLVERS, (10, 40)),
 }
 
 
@@ -152,13 +154,13 @@ def compete(table: Table, target, reference, source, density, size: Size) -> Non
         target.name, source, method, evals, *mean_scores(reference, parts), grid
     )
     for name, build in KERNELS.items():
-        for evals in BUDGETS:
+        for evals in size.budgets:
             draws, fields = draw(build(density, evals), n * sets, jr.key(0))
             spent = int(fields["num_score_evals"][0])
             row(name, spent, np.split(draws, sets), "fixed")
     tuning = Reference(target, NUM_TUNING, sets=2)
     for name in size.solvers:
-        for evals in BUDGETS:
+        for evals in size.budgets:
             found = size.candidates(name, evals)
             chosen = best_grid(density, name, tuning, found)
             keys = jr.split(jr.key(1), sets)
@@ -192,7 +194,8 @@ def draw_figure(table: Table) -> None:
 def run(quick: bool, scores: str = "exact") -> None:
     size = SIZES["quick" if quick else scores]
     table = Table(f"drawing_{scores}", COLUMNS)
-    for target in drawing_targets():
+    targets = drawing_targets()
+    for target in targets[:1] if quick and scores == "learned" else targets:
         reference = Reference(target, size.draws)
         densities = {"exact": target.density}
         if scores == "learned":

@@ -25,6 +25,7 @@ from numpyro_rtk.training.loop import draw_noise_levels
 from numpyro_rtk.training.losses import dual_score_matching
 
 WARMUP = 0.05
+LEAST_STEPS = 500  # two entries of a history, one every 250 steps
 
 
 def bare_loop(model, z, key, num_steps: int, batch_size: int, learning_rate: float):
@@ -120,6 +121,11 @@ def main():
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=8)
     args = parser.parse_args()
+    if args.steps < LEAST_STEPS:
+        parser.error(
+            f"--steps must be at least {LEAST_STEPS}, for two entries of the history "
+            f"that the rate is taken from; got {args.steps}"
+        )
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args}")
     for dim in args.dims:
         measure(dim, args)

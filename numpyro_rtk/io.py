@@ -46,8 +46,9 @@ __all__ = ["load", "save"]
 
 _FORMAT = "numpyro_rtk model"
 # Version 2 adds "sites", version 3 "condition_shape", version 4 "num_components" and
-# "reach", version 5 "subspaces"; models without them are still written as version 1.
-_VERSIONS = (1, 2, 3, 4, 5)
+# "reach", version 5 "subspaces", version 6 "uses_network"; models without them are still
+# written as version 1.
+_VERSIONS = (1, 2, 3, 4, 5, 6)
 _MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
 _NETWORKS: dict[str, Any] = {
     network.__name__: network
@@ -92,6 +93,8 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
         header["sites"] = model_.sites
     if isinstance(model_, EnergyModel) and model_.reach is not None:
         header["reach"] = model_.reach
+    if not model_.uses_network:
+        header["uses_network"] = False
     if isinstance(model_.base, MixtureBase):
         header["num_components"] = len(model_.base.log_weights)
     if isinstance(model_.base, ProductBase):
@@ -150,6 +153,7 @@ def load(
             _as_num_components(header.get("num_components")),
             _as_subspaces(header.get("subspaces")),
             _as_reach(header.get("reach")),
+            bool(header.get("uses_network", True)),
         )
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
@@ -166,6 +170,8 @@ def load(
 
 
 def _version_of(model_: EnergyModel | ScoreModel) -> int:
+    if not model_.uses_network:
+        return 6
     if isinstance(model_.base, ProductBase):
         return 5
     if (
@@ -220,6 +226,7 @@ def _template(
     num_components: int | None,
     subspaces: tuple[int, int] | None,
     reach: float | None,
+    uses_network: bool,
 ) -> Any:
     """A model with shapes in the place of arrays; nothing is computed."""
     for name in ("event_shape", "condition_shape"):
@@ -241,6 +248,7 @@ def _template(
             scale=jnp.zeros(network.event_shape),
             noise_range=noise_range,
             sites=sites,
+            uses_network=uses_network,
             conditioning=conditioning,
             **({} if reach is None else {"reach": reach}),
         )

@@ -78,13 +78,14 @@ def fit(
             coordinate.
         noise_range: smallest and largest noise-to-signal ratio, on the standardised
             scale. Structure finer than the smallest is blurred.
-        num_components: of the Gaussian mixture (by EM, full covariances) that the energy
-            or the score starts from, and whose rest the network learns. None: as many,
-            at most 16, as the held-out rows ask for; and where these fall into
-            independent subspaces (independent component analysis), a product of such
-            mixtures, if its held-out log density is higher. 1: the Gaussian of all rows,
-            which is also what conditional and exchangeable models and more than 128
-            dimensions have.
+        num_components: of the Gaussian mixture (by EM, full covariances; of pairs about
+            one mean where rows lie far out) that the energy or the score starts from,
+            and whose rest the network learns. None: as many, at most 16 (64 along curves,
+            in up to three dimensions), as the held-out rows ask for; and where these
+            fall into independent subspaces (independent component analysis), a product
+            of such mixtures, if its held-out log density is higher. 1: the Gaussian of
+            all rows, which is also what conditional and exchangeable models and more
+            than 128 dimensions have.
         checkpoint: a file to write at every evaluation. Where it is there already, by
             an interrupted call with the same arguments, training goes on from it, to
             the same result as without the interruption (bit for bit on the CPU).
@@ -110,8 +111,8 @@ def fit(
         :class:`ScoreModel`, and the history: arrays ``step``, ``loss``,
         ``validation_loss`` and ``wall_time`` (seconds), one entry for each evaluation,
         and the scalars ``best_step`` and ``stopped_early``. Where training has not lowered
-        the held-out loss by two standard errors, the untrained network is returned, which
-        leaves its base as it is, and ``best_step`` is 0.
+        the held-out loss by two standard errors, the model is its base alone: the network
+        is untrained and not evaluated (``uses_network`` is False), ``best_step`` is 0.
 
     Raises:
         TypeError: for arguments of the wrong kind.

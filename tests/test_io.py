@@ -99,6 +99,14 @@ def test_round_trip_of_a_mixture_base(tmp_path):
     assert bool(eqx.tree_equal(load(path), model))
 
 
+def test_round_trip_of_a_base_alone(tmp_path):
+    model = dataclasses.replace(build_model(ScoreMLP), uses_network=False)
+    path = tmp_path / "model.rtk"
+    save(path, model)
+    assert b'"version": 6' in path.read_bytes()
+    assert bool(eqx.tree_equal(load(path), model))
+
+
 def test_loaded_model_computes_the_same(saved):
     x = jnp.ones((2, 3))
     call = eqx.filter_jit(lambda model, x: model.log_density_and_score(x, 0.1))
@@ -192,7 +200,7 @@ def flipped(content):
         (lambda content: content.split(b"\n", 1)[0], "is truncated"),
         (lambda content: content + b"\0", "bytes after the end"),
         (flipped, "do not match their checksum"),
-        (edited(version=6), "version 6; .* reads versions .1, 2, 3, 4, 5.. Upgrade"),
+        (edited(version=7), "version 7; .* reads versions .1, 2, 3, 4, 5, 6.. Upgrade"),
         (edited(version=None), "version None"),
         (edited(arrays=None), "header is incomplete"),
         (edited(arrays=[{"name": "a", "dtype": "|O", "shape": [1]}]), "incomplete"),

@@ -54,12 +54,14 @@ class Conditional(eqx.Module):
 
     Attributes:
         base: the Gaussian of the standardised data, or of what the regression leaves.
+        uses_network: whether the density is more than its base.
         conditioning: None for a model of p(x).
         bound: the standardised condition, once it is given.
     """
 
     network: eqx.AbstractVar[Any]
     base: eqx.AbstractVar[GaussianBase]
+    uses_network: eqx.AbstractVar[bool]
     conditioning: eqx.AbstractVar[Conditioning | None]
     bound: eqx.AbstractVar[jax.Array | None]
 
@@ -112,6 +114,8 @@ class Conditional(eqx.Module):
         that only moves with ``c`` then looks the same for all ``c``, and a precise
         condition does not push it below the network's resolution.
         """
+        if not self.uses_network:
+            return jnp.zeros((), z.dtype)
         if self.conditioning is None:
             return self.network(self._within_reach(z), log_r)
         spread = jnp.sqrt(jnp.square(self.base.axes) @ self.base.variances_at(t))

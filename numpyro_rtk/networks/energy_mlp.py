@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.networks.base import AbstractEnergyNetwork
-from numpyro_rtk.networks.shapes import as_condition_shape, as_event_shape
+from numpyro_rtk.networks.shapes import as_condition_shape, as_event_shape, untrained
 from numpyro_rtk.networks.trunk import Trunk
 
 __all__ = ["EnergyMLP"]
@@ -56,8 +56,8 @@ class EnergyMLP(AbstractEnergyNetwork):
             None if self.condition_shape is None else math.prod(self.condition_shape)
         )
         self.trunk = Trunk(dim, width, depth, key, condition_dim)
-        self.readout = jnp.zeros(width, jnp.float32)
-        self.pull = jnp.zeros((width, dim), jnp.float32)
+        self.readout = untrained((width,))
+        self.pull = untrained((width, dim))
 
     def __call__(
         self, z: jax.Array, log_r: jax.Array, condition: jax.Array | None = None
@@ -65,8 +65,6 @@ class EnergyMLP(AbstractEnergyNetwork):
         """Map ``z`` (event_shape), ``log_r`` () and a condition to a scalar."""
         z = jnp.ravel(z)
         h = self.trunk(z, log_r, condition)
-        # `(h @ pull) @ z` costs the same, and is garbage while `pull` is a constant zero:
-        # XLA on a CPU (JAX 0.10.2) then reads memory that nothing has written
         return h @ (self.readout + self.pull @ z)
 
     def hyperparameters(self) -> dict[str, Any]:

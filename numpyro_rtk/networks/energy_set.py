@@ -11,7 +11,7 @@ import jax.random as jr
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.networks.base import AbstractEnergyNetwork
 from numpyro_rtk.networks.features import NUM_NOISE_FEATURES, noise_features
-from numpyro_rtk.networks.shapes import as_event_shape
+from numpyro_rtk.networks.shapes import as_event_shape, untrained
 
 __all__ = ["EnergySet"]
 
@@ -91,8 +91,8 @@ class EnergySet(AbstractEnergyNetwork):
             0.5 / math.sqrt(NUM_NOISE_FEATURES)
         )
         self.bias = 0.5 * normal(keys[4], (depth * width,))
-        self.readout = jnp.zeros(width, jnp.float32)
-        self.pull = jnp.zeros((width, dim), jnp.float32)
+        self.readout = untrained((width,))
+        self.pull = untrained((width, dim))
 
     def __call__(self, z: jax.Array, log_r: jax.Array) -> jax.Array:
         """Map ``z`` (event_shape) and ``log_r`` () to a scalar."""
@@ -102,7 +102,6 @@ class EnergySet(AbstractEnergyNetwork):
         for layer in range(depth - 1):
             common = jnp.mean(h, axis=0) @ self.shared[layer] + biases[layer + 1]
             h = h + jax.nn.silu(h @ self.own[layer] + common)
-        # this order for the reason that `EnergyMLP` has one
         return jnp.sum(h * (self.readout + z @ self.pull.T))
 
     def hyperparameters(self) -> dict[str, Any]:

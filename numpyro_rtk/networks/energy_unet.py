@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.networks.base import AbstractEnergyNetwork
-from numpyro_rtk.networks.shapes import as_event_shape
+from numpyro_rtk.networks.shapes import as_event_shape, untrained
 from numpyro_rtk.networks.unet_trunk import UNetTrunk, as_image_shape
 
 __all__ = ["EnergyUNet"]
@@ -65,8 +65,8 @@ class EnergyUNet(AbstractEnergyNetwork):
         image_shape = as_image_shape(event_shape, depth)
         self.event_shape = as_event_shape(event_shape)
         self.trunk = UNetTrunk(image_shape, channels, depth, key)
-        self.readout = jnp.zeros(self.trunk.places[-1].shape, jnp.float32)
-        self.pull = jnp.zeros((channels, image_shape[2]), jnp.float32)
+        self.readout = untrained(self.trunk.places[-1].shape)
+        self.pull = untrained((channels, image_shape[2]))
 
     def __call__(self, z: jax.Array, log_r: jax.Array) -> jax.Array:
         """Map ``z`` (event_shape) and ``log_r`` () to a scalar."""

@@ -69,6 +69,7 @@ class EnergyModel(Conditional):
         noise_range: smallest and largest trained noise-to-signal ratio.
         reach: b, in standard deviations of the process; None: the network sees ``z``.
         sites: what the values stand for, where they are not one array of real numbers.
+        uses_network: False leaves the base alone, and the network is not evaluated.
         conditioning: of a conditional density, else None.
         bound: the standardised condition, once it is given.
     """
@@ -79,6 +80,7 @@ class EnergyModel(Conditional):
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
     sites: tuple[SiteSpec, ...] | None = eqx.field(static=True, default=None)
+    uses_network: bool = eqx.field(static=True, default=True)
     reach: float | None = eqx.field(static=True, default=None)
     conditioning: Conditioning | None = None
     bound: jax.Array | None = None
@@ -139,6 +141,7 @@ class ScoreModel(Conditional):
         scale: standard deviation of the data, of ``event_shape``; not trained.
         noise_range: smallest and largest trained noise-to-signal ratio.
         sites: what the values stand for, where they are not one array of real numbers.
+        uses_network: False leaves the base alone, and the network is not evaluated.
         conditioning: of a conditional density, else None.
         bound: the standardised condition, once it is given.
     """
@@ -149,6 +152,7 @@ class ScoreModel(Conditional):
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
     sites: tuple[SiteSpec, ...] | None = eqx.field(static=True, default=None)
+    uses_network: bool = eqx.field(static=True, default=True)
     conditioning: Conditioning | None = None
     bound: jax.Array | None = None
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.networks.base import AbstractScoreNetwork
-from numpyro_rtk.networks.shapes import as_condition_shape, as_event_shape
+from numpyro_rtk.networks.shapes import as_condition_shape, as_event_shape, untrained
 from numpyro_rtk.networks.trunk import Trunk
 
 __all__ = ["ScoreMLP"]
@@ -51,7 +51,7 @@ class ScoreMLP(AbstractScoreNetwork):
             None if self.condition_shape is None else math.prod(self.condition_shape)
         )
         self.trunk = Trunk(dim, width, depth, key, condition_dim)
-        self.readout = jnp.zeros((width, dim), jnp.float32)
+        self.readout = untrained((width, dim))
 
     def __call__(
         self, z: jax.Array, log_r: jax.Array, condition: jax.Array | None = None

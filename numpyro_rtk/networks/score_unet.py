@@ -4,11 +4,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.networks.base import AbstractScoreNetwork
-from numpyro_rtk.networks.shapes import as_event_shape
+from numpyro_rtk.networks.shapes import as_event_shape, untrained
 from numpyro_rtk.networks.unet_trunk import UNetTrunk, as_image_shape
 
 __all__ = ["ScoreUNet"]
@@ -52,7 +51,7 @@ class ScoreUNet(AbstractScoreNetwork):
         image_shape = as_image_shape(event_shape, depth)
         self.event_shape = as_event_shape(event_shape)
         self.trunk = UNetTrunk(image_shape, channels, depth, key)
-        self.readout = jnp.zeros((channels, image_shape[2]), jnp.float32)
+        self.readout = untrained((channels, image_shape[2]))
 
     def __call__(self, z: jax.Array, log_r: jax.Array) -> jax.Array:
         """Map ``z`` (event_shape) and ``log_r`` () to an array of ``event_shape``."""

@@ -1,4 +1,4 @@
-"""Event shapes and the mapping of unbatched functions over leading batch axes."""
+"""Shapes of events and weights, and the mapping of functions over batch axes."""
 
 import operator
 from collections.abc import Callable
@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 
-__all__ = ["as_condition_shape", "as_event_shape", "map_over_batch"]
+__all__ = ["as_condition_shape", "as_event_shape", "map_over_batch", "untrained"]
 
 
 def as_event_shape(event_shape: Any) -> tuple[int, ...]:
@@ -38,6 +39,16 @@ def _as_shape(name: str, value: Any) -> tuple[int, ...]:
     if any(size < 1 for size in shape):
         raise ValueError(f"`{name}` must have sizes of at least 1; got {value!r}.")
     return shape
+
+
+def untrained(shape: tuple[int, ...]) -> jax.Array:
+    """Weights of a last layer that has learned nothing: zero to the last digit of a sum.
+
+    Not exact zeros, nor any one number: where a matrix of these is a constant of the
+    program, XLA on a CPU (JAX 0.10.2) reads memory that nothing has written (compare
+    github.com/jax-ml/jax/issues/39120).
+    """
+    return 1e-30 * jr.normal(jr.key(0), shape, jnp.float32)
 
 
 def map_over_batch(

@@ -37,9 +37,9 @@ def fit_base(
         ValueError: where there are too few rows for ``num_components``.
     """
     if num_components is not None:
-        return fit_mixture(z, num_components)
+        return fit_mixture(z, held_out, num_components)
     found = best_mixture(z, held_out, curved=z.shape[1] <= _FEW_DIMS)
-    product = fit_product(z, held_out, found.score_samples(held_out))
+    product = fit_product(z, held_out, found.log_density(held_out))
     if product is not None:
         return product
     return None if is_plain_gaussian(found) else as_base(found)

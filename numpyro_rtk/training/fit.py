@@ -145,6 +145,7 @@ def fit(
     )
     if not _is_learned(at_first - losses(weights)):
         weights, history["best_step"] = untrained, np.asarray(0)
+        model = dataclasses.replace(model, uses_network=False)
     return with_weights(model, placement.gather(weights)), history
 
 

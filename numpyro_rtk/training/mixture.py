@@ -1,16 +1,30 @@
-"""Gaussian mixtures by expectation maximisation."""
+"""Gaussian mixtures by expectation maximisation, for few rows and heavy tails too.
 
-import warnings
-from typing import Any
+Two things are beyond a plain fit. From few rows each component's covariance leans on that
+within components, pooled over all: the maximum a posteriori under an inverse Wishart law
+(Fraley & Raftery, "Bayesian regularization for normal mixture estimation and model-based
+clustering", Journal of Classification 24 (2007)) centred where the mixture itself has
+come to. Where rows lie far out, a share of each component is spread more widely about
+the same mean (Punzo & McNicholas, "Parsimonious mixtures of multivariate contaminated
+normal distributions", Biometrical Journal 58 (2016)). Held-out rows choose both, and the
+number of components.
+"""
+
+import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
+from scipy.special import logsumexp
 
 from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
 
 __all__ = [
+    "Form",
+    "Mixture",
     "as_base",
     "best_mixture",
+    "by_em",
     "fit_mixture",
     "is_better",
     "is_plain_gaussian",
@@ -20,18 +34,55 @@ __all__ = [
 # Of a mixture that stands for clusters, and further ones for a curved shape.
 _CLUSTERS, _PATCHES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16), (24, 32, 48, 64)
 _MAX_FAILURES = 2  # in a row, then no more components are tried
-_MAX_ITERATIONS = 60
-# Added to the components' variances, on the standardised scale: rounding, and what a
-# covariance from few rows may need (Ledoit & Wolf 2004 shrink it likewise).
-_SMALLEST_VARIANCE, _FLOORS = 1e-5, (1e-5, 1e-2, 3e-2, 1e-1)
-_FEW_ROWS = 50  # a dimension: with more a floor has nothing to mend
+_MAX_ITERATIONS, _TOLERANCE = 60, 1e-3  # of the mean log density, nats
+_FEW_ROWS = 50  # a dimension: with more, shrinkage has nothing to mend
+_COUNTS, _VARIANCES = (0.3, 1.0, 3.0), (1e-5, 1e-3, 1e-2, 1e-1)  # counts in dimensions
+_TAILS, _FACTORS = (0.03, 0.1, 0.3), (2.0, 4.0, 9.0, 25.0)
 
 
-def fit_mixture(z: np.ndarray, num_components: int) -> MixtureBase | None:
+class Form(NamedTuple):
+    """What the components of a mixture have in common.
+
+    Attributes:
+        count: rows that the pooled covariance stands in for in each component's own.
+        variance: added to all variances, on the standardised scale.
+        tail: share of a component that is spread more widely.
+        factor: of the covariance there.
+    """
+
+    count: float = 1.0  # no component is a point
+    variance: float = 1e-5  # rounding
+    tail: float = 0.0
+    factor: float = 1.0
+
+
+_PLAIN = Form()
+
+
+class Mixture(NamedTuple):
+    """A mixture of K Gaussians, or of K pairs about one mean, of standardised rows.
+
+    ``weights`` (K,), ``means`` (K, dim), ``covariances`` (K, dim, dim), ``form``.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    form: Form
+
+    def log_density(self, z: np.ndarray) -> np.ndarray:
+        """Of rows ``(n, dim)``: ``(n,)``."""
+        return logsumexp(_by_component(self, z)[0], axis=1)
+
+
+def fit_mixture(
+    z: np.ndarray, held_out: np.ndarray, num_components: int
+) -> MixtureBase | None:
     """A mixture of that many Gaussians with full covariances.
 
     Args:
         z: standardised rows, ``(n, dim)``.
+        held_out: standardised rows that were not in ``z``, ``(m, dim)``.
         num_components: K.
 
     Returns:
@@ -49,16 +100,11 @@ def fit_mixture(z: np.ndarray, num_components: int) -> MixtureBase | None:
             f"`num_components` must be at most {most} for {len(z)} rows to train on "
             f"in {z.shape[1]} dimensions; got {num_components}."
         )
-    return as_base(_by_em(z, num_components, _SMALLEST_VARIANCE))
+    return as_base(_best_form(z, held_out, by_em(z, num_components)))
 
 
-def as_base(found: Any) -> MixtureBase:
-    """Of scikit-learn's mixture."""
-    return mixture_base(found.weights_, found.means_, found.covariances_)
-
-
-def best_mixture(z: np.ndarray, held_out: np.ndarray, curved: bool = False) -> Any:
-    """scikit-learn's mixture of as many Gaussians as the held-out rows ask for.
+def best_mixture(z: np.ndarray, held_out: np.ndarray, curved: bool = False) -> Mixture:
+    """The mixture of as many components, and of the form, that held-out rows ask for.
 
     Args:
         z: standardised rows, ``(n, dim)``.
@@ -68,27 +114,63 @@ def best_mixture(z: np.ndarray, held_out: np.ndarray, curved: bool = False) -> A
 
     Returns:
         The mixture of 1, 2, ..., 16 (or 64) components; of more only where the held-out
-        log density rises by more than its standard error. From few rows, with the floor
-        of the variances that has the highest held-out log density.
+        log density rises by more than its standard error, with tails by more than two
+        (from few rows, one).
 
     Raises:
         ImportError: without scikit-learn.
     """
-    has_few = len(z) < _FEW_ROWS * z.shape[1]
-    floors = _FLOORS if has_few else (_SMALLEST_VARIANCE,)
-    found = [_best_number(z, held_out, floor, curved) for floor in floors]
-    return max(found, key=lambda mixture: mixture.score(held_out))
+    start = _PLAIN
+    if _has_few(z):
+        start = Form(count=_COUNTS[1] * z.shape[1], variance=_VARIANCES[1])
+    first = _best_number(z, held_out, curved, start)
+    found = _best_form(z, held_out, first)
+    form = found.form
+    if not form.tail and len(first.weights) > 1:
+        # tails as such, before several components stood in for them
+        alone = _best_form(z, held_out, by_em(z, 1, start)).form
+        form = form._replace(tail=alone.tail, factor=alone.factor)
+    if form == start:
+        return first
+    return _best_of([found, _best_number(z, held_out, curved, form)], held_out)
 
 
-def _best_number(z: np.ndarray, held_out: np.ndarray, floor: float, curved: bool):
-    best, failures = _by_em(z, 1, floor), 0
-    density = best.score_samples(held_out)
+def is_plain_gaussian(found: Mixture) -> bool:
+    """Whether a mixture is one Gaussian with the rows' own covariance."""
+    return len(found.weights) == 1 and found.form[1:] == _PLAIN[1:]
+
+
+def as_base(found: Mixture) -> MixtureBase:
+    """Followed through the noise; a pair is two of its components."""
+    tail, factor = found.form.tail, found.form.factor
+    if not tail:
+        return mixture_base(*found[:3])
+    return mixture_base(
+        np.concatenate([(1.0 - tail) * found.weights, tail * found.weights]),
+        np.concatenate([found.means, found.means]),
+        np.concatenate([found.covariances, factor * found.covariances]),
+    )
+
+
+def is_better(gain: np.ndarray, num_se: float = 1.0) -> bool:
+    """Whether gains in held-out log density, ``(m,)``, exceed their standard error."""
+    return bool(gain.mean() > num_se * gain.std(ddof=1) / np.sqrt(len(gain)))
+
+
+# -- the search ----------------------------------------------------------------------
+
+
+def _best_number(
+    z: np.ndarray, held_out: np.ndarray, curved: bool, form: Form
+) -> Mixture:
+    best, failures = by_em(z, 1, form), 0
+    density = best.log_density(held_out)
     for num in _CLUSTERS + _PATCHES if curved else _CLUSTERS:
         is_falling = failures >= _MAX_FAILURES and not (curved and num in _CLUSTERS)
         if num > _most_components(z) or is_falling:
             break
-        found = _by_em(z, num, floor)
-        gain = found.score_samples(held_out) - density
+        found = by_em(z, num, form)
+        gain = found.log_density(held_out) - density
         if is_better(gain):
             best, density, failures = found, density + gain, 0
         else:
@@ -96,14 +178,30 @@ def _best_number(z: np.ndarray, held_out: np.ndarray, floor: float, curved: bool
     return best
 
 
-def is_plain_gaussian(found: Any) -> bool:
-    """Whether a mixture is one Gaussian with the rows' own covariance."""
-    return found.n_components == 1 and found.reg_covar == _SMALLEST_VARIANCE
+def _best_form(z: np.ndarray, held_out: np.ndarray, found: Mixture) -> Mixture:
+    """With as many components: shrunk where rows are few, with tails where they help."""
+    num = len(found.weights)
+    if _has_few(z):
+        counts = _COUNTS if num > 1 else (_COUNTS[1],)
+        forms = [Form(c * z.shape[1], v) for c in counts for v in _VARIANCES]
+        found = _best_of([by_em(z, num, form) for form in forms], held_out)
+    heavier = [
+        found._replace(form=found.form._replace(tail=tail, factor=factor))
+        for tail in _TAILS
+        for factor in _FACTORS
+    ]
+    heavy = refit_mixture(z, _best_of(heavier, held_out))
+    # of the best of a dozen; a single row far out could gain more than all the others
+    gain = np.clip(heavy.log_density(held_out) - found.log_density(held_out), -1.0, 1.0)
+    return heavy if is_better(gain, num_se=1.0 if _has_few(z) else 2.0) else found
 
 
-def is_better(gain: np.ndarray) -> bool:
-    """Whether gains in held-out log density, ``(m,)``, exceed their standard error."""
-    return bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
+def _best_of(found: list[Mixture], held_out: np.ndarray) -> Mixture:
+    return max(found, key=lambda mixture: mixture.log_density(held_out).mean())
+
+
+def _has_few(z: np.ndarray) -> bool:
+    return len(z) < _FEW_ROWS * z.shape[1]
 
 
 def _most_components(z: np.ndarray) -> int:
@@ -111,8 +209,20 @@ def _most_components(z: np.ndarray) -> int:
     return len(z) // (2 * z.shape[1] + 2)
 
 
-def _by_em(z: np.ndarray, num: int, floor: float):
-    """scikit-learn's EM from a start that does not depend on the number of threads."""
+# -- expectation maximisation ----------------------------------------------------------
+
+
+def by_em(z: np.ndarray, num: int, form: Form = _PLAIN) -> Mixture:
+    """From a k-means start, the same on any machine.
+
+    Args:
+        z: standardised rows, ``(n, dim)``.
+        num: K.
+        form: of the components.
+
+    Raises:
+        ImportError: without scikit-learn.
+    """
     try:
         from sklearn.cluster import kmeans_plusplus
     except ImportError:
@@ -122,49 +232,61 @@ def _by_em(z: np.ndarray, num: int, floor: float):
         ) from None
     first, _ = kmeans_plusplus(z, num, random_state=0)
     _, label = kmeans2(z, first, minit="matrix", iter=20, missing="warn")
-    counts = np.bincount(label, minlength=num)
-    dim = z.shape[1]
-    pooled = np.cov(z, rowvar=False, bias=True).reshape(dim, dim) / num
-    means, precisions = [], []
-    for k, count in enumerate(counts):
-        rows = z[label == k] if count else first[k : k + 1]
-        # a small group's covariance leans on the pooled one
-        share = count / (count + 2.0 * dim)
-        own = np.cov(rows, rowvar=False, bias=True).reshape(dim, dim)
-        covariance = share * own + (1.0 - share) * pooled
-        covariance[np.diag_indices(dim)] += floor
-        means.append(rows.mean(axis=0))
-        precisions.append(np.linalg.inv(covariance))
-    weights = (counts + 1.0) / (counts + 1.0).sum()
-    return _iterate(z, weights, np.stack(means), np.stack(precisions), floor)
+    # a small group's first covariance leans on the pooled one
+    lean = form._replace(count=max(form.count, 2.0 * z.shape[1]))
+    shares = np.eye(num)[label]
+    return refit_mixture(z, _maximise(z, shares, shares, lean)._replace(form=form))
 
 
-def refit_mixture(z: np.ndarray, found: Any) -> Any:
-    """scikit-learn's EM on rows ``(n, dim)`` from where an earlier one ended."""
-    start = found.weights_, found.means_, found.precisions_
-    return _iterate(z, *start, found.reg_covar)
-
-
-def _iterate(
-    z: np.ndarray,
-    weights: np.ndarray,
-    means: np.ndarray,
-    precisions: np.ndarray,
-    floor: float,
-):
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
-    found = GaussianMixture(
-        len(weights),
-        reg_covar=floor,
-        max_iter=_MAX_ITERATIONS,
-        weights_init=weights,
-        means_init=means,
-        precisions_init=precisions,
-        random_state=0,
-    )
-    with warnings.catch_warnings():
+def refit_mixture(z: np.ndarray, found: Mixture) -> Mixture:
+    """On rows ``(n, dim)``, from where an earlier one ended."""
+    last = -np.inf
+    for _ in range(_MAX_ITERATIONS):
+        joint, core = _by_component(found, z)
+        density = logsumexp(joint, axis=1, keepdims=True)
         # a mixture that is not quite at its best is a start all the same
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return found.fit(z)
+        if density.mean() - last < _TOLERANCE:
+            break
+        last = density.mean()
+        shares = np.exp(joint - density)
+        found = _maximise(z, shares, core * shares, found.form)
+    return found
+
+
+def _by_component(found: Mixture, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log density of row and component, ``(n, K)``, and the row's part in its shape.
+
+    The part is 1 without tails; a row of the tail counts one ``factor``-th.
+    """
+    dim = z.shape[1]
+    roots = np.linalg.inv(np.linalg.cholesky(found.covariances))
+    parts = zip(found.means, roots, strict=True)
+    squares = np.stack([np.sum(((z - m) @ r.T) ** 2, axis=1) for m, r in parts], axis=1)
+    half_log_det = np.sum(np.log(np.diagonal(roots, axis1=1, axis2=2)), axis=1)
+    constant = np.log(found.weights) + half_log_det - 0.5 * dim * math.log(2 * math.pi)
+    core = constant - 0.5 * squares
+    _, _, tail, factor = found.form
+    if not tail:
+        return core, np.ones_like(core)
+    core = core + math.log1p(-tail)
+    more = 0.5 * (1.0 - 1.0 / factor) * squares - 0.5 * dim * math.log(factor)
+    both = np.logaddexp(core, core + more + math.log(tail / (1.0 - tail)))
+    is_core = np.exp(core - both)
+    return both, is_core + (1.0 - is_core) / factor
+
+
+def _maximise(
+    z: np.ndarray, shares: np.ndarray, parts: np.ndarray, form: Form
+) -> Mixture:
+    """From each row's share in each component and its part in the shape, ``(n, K)``."""
+    counts = shares.sum(axis=0) + 1e-6  # of a component that lost all its rows
+    means = parts.T @ z / (parts.sum(axis=0) + 1e-6)[:, None]
+    pairs = zip(means, parts.T, strict=True)
+    spreads = np.stack(
+        [((z - mean) * part[:, None]).T @ (z - mean) for mean, part in pairs]
+    )
+    pooled = spreads.sum(axis=0) / len(z)
+    rows = (counts + form.count)[:, None, None]
+    covariances = (spreads + form.count * pooled) / rows
+    covariances += form.variance * np.eye(z.shape[1])
+    return Mixture(counts / counts.sum(), means, covariances, form)

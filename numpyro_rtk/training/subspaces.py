@@ -61,7 +61,7 @@ def fit_product(
     pairs = zip(factors, subspaces, strict=True)
     factors = [refit_mixture(z @ u, factor) for factor, u in pairs]
     pairs = zip(factors, subspaces, strict=True)
-    gain = sum(f.score_samples(held_out @ u) for f, u in pairs) - density
+    gain = sum(f.log_density(held_out @ u) for f, u in pairs) - density
     return _as_base(subspaces, factors) if is_better(gain) else None
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import multivariate_normal, multivariate_t, norm
+from sklearn.mixture import GaussianMixture as EM
 
 from numpyro_rtk.mixture import GaussianMixture
 from numpyro_rtk.networks import EnergySet
@@ -13,7 +14,13 @@ from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
 from numpyro_rtk.networks.standardise import GaussianBase
 from numpyro_rtk.training.base import fit_base
 from numpyro_rtk.training.fit import fit
-from numpyro_rtk.training.mixture import best_mixture
+from numpyro_rtk.training.mixture import (
+    Form,
+    as_base,
+    best_mixture,
+    by_em,
+    refit_mixture,
+)
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 MEANS = np.array([[-2.0, 0.5], [0.3, -1.0], [1.5, 1.5]])
@@ -60,7 +67,7 @@ def test_rings_are_laid_with_many_components():
     energy = jax.vmap(base.energy, in_axes=(0, None))(fresh, 0.0)
     assert np.mean(energy) < entropy + 0.3
     clusters = best_mixture(z, held_out)  # no more than 16
-    assert -clusters.score(fresh) > entropy + 0.9
+    assert -clusters.log_density(fresh).mean() > entropy + 0.9
 
 
 def test_few_rows_get_a_floor():
@@ -95,6 +102,73 @@ def test_em_finds_the_mixture():
     one = mixture_base(np.ones(1), z.mean(0)[None], np.cov(z.T)[None])
     assert error(base) < 0.15
     assert error(one) > 0.4
+
+
+def clusters(rng, num):
+    """Three Gaussians that share a covariance with correlations of .9."""
+    dim = 8
+    centres = 3.0 * np.random.default_rng(1).normal(size=(3, dim))
+    covariance = 0.1 * np.eye(dim) + 0.9
+    which = rng.choice(3, p=WEIGHTS, size=num)
+    return centres[which] + rng.multivariate_normal(np.zeros(dim), covariance, num)
+
+
+def test_em_is_that_of_scikit_learn():
+    """From one start and to the same stop, without what is ours."""
+    z, fresh = rows(800, 1), rows(400, 2)
+    found = by_em(z, 3, Form(count=0.0))
+    again = EM(
+        3,
+        reg_covar=1e-5,
+        tol=1e-8,
+        max_iter=2000,
+        weights_init=found.weights,
+        means_init=found.means,
+        precisions_init=np.linalg.inv(found.covariances),
+    ).fit(z)
+    # ours stops where an iteration gains less than 1e-3 nats
+    assert 0.0 <= again.score(z) - found.log_density(z).mean() < 5e-3
+    there = found._replace(
+        weights=again.weights_, means=again.means_, covariances=again.covariances_
+    )
+    np.testing.assert_allclose(
+        there.log_density(fresh), again.score_samples(fresh), rtol=1e-8
+    )
+    after = refit_mixture(z, there)
+    np.testing.assert_allclose(after.covariances, there.covariances, atol=1e-3)
+
+
+def test_few_rows_share_their_covariance():
+    """100 rows in three clusters of 8 dimensions: 44 parameters each, the smallest of 20.
+
+    A covariance of 20 rows in 8 dimensions is off by 44 / 40 = 1 nat or more, the others
+    by a half; leaning on each other they are those of 100 rows.
+    """
+    parts = ((0, 100), (1, 40), (2, 4000))
+    z, held_out, fresh = (clusters(np.random.default_rng(s), n) for s, n in parts)
+    plain, found = by_em(z, 3), best_mixture(z, held_out)
+    assert found.form.count > 0.0
+    density = lambda mixture: mixture.log_density(fresh).mean()
+    assert density(found) - density(plain) > 0.5
+
+
+def test_heavy_tails_get_pairs():
+    """Student's t of 3 degrees in 4 dimensions, 3,000 rows, against its density.
+
+    One Gaussian is 1 nat below, and pairs .02; a mixture without pairs, of as many
+    components as the held-out rows ask for, .05.
+    """
+    law = multivariate_t(np.zeros(4), np.eye(4), 3)
+    parts = ((0, 3000), (1, 400), (2, 4000))
+    z, held_out, fresh = (law.rvs(num, random_state=seed) for seed, num in parts)
+    plain, found = by_em(z, 1), best_mixture(z, held_out)
+    assert found.form.tail > 0.0
+    short = lambda mixture: (law.logpdf(fresh) - mixture.log_density(fresh)).mean()
+    assert short(plain) > 0.8
+    assert short(found) < 0.06
+    base = as_base(found)
+    energy = jax.vmap(base.energy, in_axes=(0, None))(jnp.asarray(fresh[:50]), 0.0)
+    np.testing.assert_allclose(-energy, found.log_density(fresh[:50]), rtol=1e-4)
 
 
 def test_one_gaussian_is_enough_for_one():

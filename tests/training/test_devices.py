@@ -33,7 +33,7 @@ def fit(seed, **options):
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_array))
     assert {leaf.sharding.num_devices for leaf in leaves} == {1}
     losses = [history["loss"], history["validation_loss"]]
-    return np.concatenate([np.ravel(leaf) for leaf in [*leaves, *losses]])
+    return np.concatenate([np.ravel(leaf) for leaf in [*losses, *leaves]])
 
 one, other = fit(0), fit(1)
 fit_module.run_steps = spy
@@ -45,7 +45,7 @@ for program in programs:
 # float32 sums in another order, through 40 steps of Adam; measured 3e-7
 assert np.abs(four - one).max() < 2e-5, np.abs(four - one).max()
 assert np.abs(host - one).max() < 2e-5, np.abs(host - one).max()
-assert np.abs(other - one).max() > 1e-2
+assert np.abs(other[:2] - one[:2]).max() > 1e-2  # the losses
 try:
     fit(0, devices=devices, batch_size=510)
 except ValueError as error:
