@@ -72,7 +72,7 @@ class Mixture(NamedTuple):
 
     def log_density(self, z: np.ndarray) -> np.ndarray:
         """Of rows ``(n, dim)``: ``(n,)``."""
-        return logsumexp(_by_component(self, z)[0], axis=1)
+        return np.asarray(logsumexp(_by_component(self, z)[0], axis=1))
 
 
 def fit_mixture(
@@ -243,7 +243,7 @@ def refit_mixture(z: np.ndarray, found: Mixture) -> Mixture:
     last = -np.inf
     for _ in range(_MAX_ITERATIONS):
         joint, core = _by_component(found, z)
-        density = logsumexp(joint, axis=1, keepdims=True)
+        density = np.asarray(logsumexp(joint, axis=1, keepdims=True))
         # a mixture that is not quite at its best is a start all the same
         if density.mean() - last < _TOLERANCE:
             break
