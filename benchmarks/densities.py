@@ -35,9 +35,6 @@ from sklearn import datasets
 from tables import Table
 
 import numpyro_rtk as rtk
-from numpyro_rtk.networks.mixture_base import MixtureBase
-from numpyro_rtk.networks.product_base import ProductBase
-from numpyro_rtk.networks.standardise import GaussianBase
 
 NUM_ROWS, NUM_FRESH, NUM_DRAWS = 20_000, 10_000, 50_000
 TABLE_JITTER = 0.05  # of a column's sd: else ties would have any density one likes
@@ -149,34 +146,11 @@ def _chunks(x: np.ndarray, size: int = 10_000):
 
 def draw_base(model, seed: int, num: int) -> tuple[np.ndarray, np.ndarray]:
     """Standardised draws of the model's base at its smallest noise, and their density."""
-    rng = np.random.default_rng(seed + 7)
-    base = model.base
     t = jnp.asarray(0.5 * np.log1p(model.noise_range[0] ** 2), jnp.float32)
-    share = float(np.exp(-2.0 * t))
-    if isinstance(base, ProductBase):
-        z = np.zeros((num, base.subspaces.shape[1]))
-        for group, subspace in enumerate(np.asarray(base.subspaces)):
-            factor = jax.tree.map(lambda array, g=group: array[g], base.factors)
-            z += draw_mixture(factor, share, rng, num) @ subspace.T
-    else:
-        if isinstance(base, GaussianBase):  # a mixture of one
-            one = base.variances[None]
-            base = MixtureBase(jnp.zeros(1), base.axes, 0.0 * one, one)
-        z = draw_mixture(base, share, rng, num)
-    value = jax.jit(jax.vmap(lambda z: -base.energy(z, t)))
+    draw = jax.jit(jax.vmap(lambda key: model.base.sample(key, t)))
+    z = np.asarray(draw(jr.split(jr.key(seed + 7), num)), float)
+    value = jax.jit(jax.vmap(lambda z: -model.base.energy(z, t)))
     return z, np.concatenate([np.asarray(value(part), float) for part in _chunks(z)])
-
-
-def draw_mixture(mixture: MixtureBase, share: float, rng, num: int) -> np.ndarray:
-    """Draws ``(num, dim)`` with ``share`` of the variance the data's, the rest noise."""
-    weights = np.exp(np.asarray(mixture.log_weights, float))
-    which = rng.choice(len(weights), size=num, p=weights / weights.sum())
-    variances = np.asarray(mixture.variances) * share + 1.0 - share
-    centres = np.asarray(mixture.centres) * np.sqrt(share)
-    along = rng.normal(size=(num, centres.shape[1])) * np.sqrt(variances[which])
-    along += centres[which]
-    axes = np.asarray(mixture.axes).reshape(centres.shape[1], *centres.shape)
-    return np.einsum("ne,nde->nd", along, axes.transpose(1, 0, 2)[which])
 
 
 def microseconds(evaluate, dim: int, batch: int = 512) -> float:

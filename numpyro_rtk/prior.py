@@ -64,8 +64,9 @@ class LearnedPrior(dist.Distribution):
     ``log_prob`` is the density's normalised log density at noise zero and differentiable,
     so NUTS and every other NumPyro algorithm can be used with it; the posterior is that
     under the *learned* density. ``sample`` draws by an annealed run of reverse transition
-    kernels (exactly where the density has a ``sample`` of its own): close to the density,
-    not exact. ``expand``, ``mask``, ``to_event`` and plates work as for any distribution.
+    kernels: close to the density, not exact; but exactly where the density has a
+    ``sample`` of its own, or is a model that ``fit`` left at its base. ``expand``,
+    ``mask``, ``to_event`` and plates work as for any distribution.
 
     Where the density was learned of constrained values (``rtk.fit(..., support=...)``), or
     ``support`` is given, the prior lives on that support: the density is of the
@@ -235,6 +236,8 @@ class LearnedPrior(dist.Distribution):
         """Unconstrained draws, ``sample_shape + density.event_shape``."""
         if hasattr(density, "sample"):
             return density.sample(key, sample_shape)
+        if not getattr(density, "uses_network", True):
+            return density.sample_base(key, sample_shape)
         shape = tuple(density.event_shape)
         base, (multistep, moment) = make_predictor()
         levels = paths.levels_of(_TIMES, 1.0)

@@ -8,11 +8,13 @@ scale know nothing of ``c``.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from jax.core import Tracer
 
@@ -54,6 +56,9 @@ class Conditional(eqx.Module):
 
     Attributes:
         base: the Gaussian of the standardised data, or of what the regression leaves.
+        loc: mean of the data, of the event's shape.
+        scale: standard deviation of the data, of the event's shape.
+        noise_range: smallest and largest trained noise-to-signal ratio.
         uses_network: whether the density is more than its base.
         conditioning: None for a model of p(x).
         bound: the standardised condition, once it is given.
@@ -61,6 +66,9 @@ class Conditional(eqx.Module):
 
     network: eqx.AbstractVar[Any]
     base: eqx.AbstractVar[GaussianBase]
+    loc: eqx.AbstractVar[jax.Array]
+    scale: eqx.AbstractVar[jax.Array]
+    noise_range: eqx.AbstractVar[tuple[float, float]]
     uses_network: eqx.AbstractVar[bool]
     conditioning: eqx.AbstractVar[Conditioning | None]
     bound: eqx.AbstractVar[jax.Array | None]
@@ -99,6 +107,24 @@ class Conditional(eqx.Module):
         return dataclasses.replace(
             self, bound=self.conditioning.standardised(condition)
         )
+
+    def sample_base(
+        self, key: jax.Array, sample_shape: tuple[int, ...] = ()
+    ) -> jax.Array:
+        """Independent draws of the base at the smallest noise, on the data's scale.
+
+        They are exact draws of the density itself where ``uses_network`` is False.
+
+        Args:
+            key: PRNG key.
+            sample_shape: of the draws, ``sample_shape + event_shape`` in all.
+        """
+        t = 0.5 * jnp.log1p(jnp.square(jnp.asarray(self.noise_range[0])))
+        keys = jr.split(key, math.prod(sample_shape))
+        z = jax.vmap(self.base.sample, in_axes=(0, None))(keys, t)
+        if self.conditioning is not None:
+            z = z + jnp.exp(-t) * self.conditioning.mean(self._condition())
+        return self.loc + self.scale * z.reshape((*sample_shape, *self.loc.shape))
 
     def _residual(self, z: jax.Array, t: jax.Array) -> jax.Array:
         """What the base is of, flat: ``z`` less the noised mean of the regression."""

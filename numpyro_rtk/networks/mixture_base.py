@@ -11,6 +11,7 @@ has to learn only what such a mixture cannot say.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 
 from numpyro_rtk.noise import noise_variance
@@ -45,6 +46,16 @@ class MixtureBase(eqx.Module):
     def score(self, z: jax.Array, t: jax.Array) -> jax.Array:
         """Gradient of the log density; ``z`` (dim,), ``t`` () -> (dim,)."""
         return -jax.grad(self.energy)(z, t)
+
+    def sample(self, key: jax.Array, t: jax.Array) -> jax.Array:
+        """One draw at OU time ``t``, ``(dim,)``."""
+        key_component, key_noise = jr.split(key)
+        chosen = jr.categorical(key_component, self.log_weights)
+        variances = self.variances[chosen] * jnp.exp(-2.0 * t) + noise_variance(t)
+        noise = jr.normal(key_noise, variances.shape, variances.dtype)
+        along = jnp.exp(-t) * self.centres[chosen] + jnp.sqrt(variances) * noise
+        num, dim = self.centres.shape
+        return self.axes.reshape(dim, num, dim)[:, chosen] @ along
 
 
 def mixture_base(

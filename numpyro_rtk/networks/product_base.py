@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 
 from numpyro_rtk.networks.mixture_base import MixtureBase
@@ -50,6 +51,14 @@ class ProductBase(eqx.Module):
     def score(self, z: jax.Array, t: jax.Array) -> jax.Array:
         """Gradient of the log density; ``z`` (dim,), ``t`` () -> (dim,)."""
         return -jax.grad(self.energy)(z, t)
+
+    def sample(self, key: jax.Array, t: jax.Array) -> jax.Array:
+        """One draw at OU time ``t``, ``(dim,)``."""
+        keys = jr.split(key, len(self.subspaces))
+        along = jax.vmap(MixtureBase.sample, in_axes=(0, 0, None))(
+            self.factors, keys, t
+        )
+        return jnp.einsum("gdm,gm->d", self.subspaces, along)
 
 
 def product_base(

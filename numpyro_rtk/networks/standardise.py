@@ -13,6 +13,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 
 from numpyro_rtk.noise import noise_variance
@@ -53,6 +54,11 @@ class GaussianBase(eqx.Module):
     def score(self, z: jax.Array, t: jax.Array) -> jax.Array:
         """Gradient of the log density; ``z`` (d,), ``t`` () -> (d,)."""
         return -self.axes @ ((z @ self.axes) / self.variances_at(t))
+
+    def sample(self, key: jax.Array, t: jax.Array) -> jax.Array:
+        """One draw at OU time ``t``, ``(d,)``."""
+        noise = jr.normal(key, self.variances.shape, self.variances.dtype)
+        return self.axes @ (jnp.sqrt(self.variances_at(t)) * noise)
 
     def variances_at(self, t: jax.Array) -> jax.Array:
         """Variance along each axis at OU time ``t``: ``a_t**2 lambda + s_t**2``."""

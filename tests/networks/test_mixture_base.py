@@ -41,6 +41,24 @@ def test_energy_and_score_are_those_of_the_noised_mixture(t):
     np.testing.assert_allclose(score, TRUTH.score(z, t), rtol=2e-3, atol=2e-3)
 
 
+def test_draws_have_the_moments_of_the_noised_mixture():
+    """20,000 draws: means within 5 standard errors, second moments within 5 of theirs."""
+    t, num = jnp.asarray(0.4), 20_000
+    base = mixture_base(WEIGHTS, MEANS, COVARIANCES)
+    z = np.asarray(
+        jax.vmap(base.sample, in_axes=(0, None))(jr.split(jr.key(0), num), t)
+    )
+    a2 = np.exp(-0.8)
+    mean = np.exp(-0.4) * WEIGHTS @ MEANS
+    second = a2 * (COVARIANCES + MEANS[:, :, None] * MEANS[:, None]) + (
+        1 - a2
+    ) * np.eye(2)
+    outer = z[:, :, None] * z[:, None]
+    assert np.all(np.abs(z.mean(0) - mean) < 5 * z.std(0) / num**0.5)
+    off = np.abs(outer.mean(0) - np.einsum("k,kij->ij", WEIGHTS, second))
+    assert np.all(off < 5 * outer.std(0) / num**0.5)
+
+
 def rows(num, seed):
     return np.asarray(TRUTH.sample(jr.key(seed), (num,)), np.float64)
 

@@ -50,6 +50,17 @@ def test_energy_and_score_are_those_of_the_noised_product(t):
     np.testing.assert_allclose(score, exact, rtol=2e-3, atol=2e-3)
 
 
+def test_draws_are_those_of_the_product():
+    """Against draws of the truth, 20,000 each: two moments within 5 standard errors."""
+    base = product_base(SUBSPACES, [mixture_base(*WIDE), mixture_base(*NARROW)])
+    keys = jr.split(jr.key(0), 20_000)
+    z = np.asarray(jax.vmap(base.sample, in_axes=(0, None))(keys, jnp.zeros(())))
+    outer = lambda x: x[:, :, None] * x[:, None]
+    for ours, exact in ((z, rows(20_000, 3)), (outer(z), outer(rows(20_000, 3)))):
+        error = np.sqrt((ours.var(axis=0) + exact.var(axis=0)) / 20_000)
+        assert np.all(np.abs(ours.mean(axis=0) - exact.mean(axis=0)) < 5.0 * error)
+
+
 def test_subspaces_are_found_again():
     """4,000 rows: an axis is off by about 1 / sqrt(4000) = .016 for each other one.
 
