@@ -112,7 +112,8 @@ def fit(
         ``validation_loss`` and ``wall_time`` (seconds), one entry for each evaluation,
         and the scalars ``best_step`` and ``stopped_early``. Where training has not lowered
         the held-out loss by two standard errors, the model is its base alone: the network
-        is untrained and not evaluated (``uses_network`` is False), ``best_step`` is 0.
+        is untrained and not evaluated (``uses_network`` is False), ``best_step`` is 0, and
+        a base that is richer than one Gaussian is fitted once more, to all rows.
 
     Raises:
         TypeError: for arguments of the wrong kind.

@@ -2,15 +2,13 @@
 
 import numpy as np
 
-from numpyro_rtk.networks.mixture_base import MixtureBase
-from numpyro_rtk.networks.product_base import ProductBase
 from numpyro_rtk.training.mixture import (
-    as_base,
+    Mixture,
     best_mixture,
     fit_mixture,
     is_plain_gaussian,
 )
-from numpyro_rtk.training.subspaces import fit_product
+from numpyro_rtk.training.subspaces import Product, fit_product
 
 __all__ = ["LARGEST_DIM", "MAX_ROWS", "fit_base"]
 
@@ -21,7 +19,7 @@ _FEW_DIMS = 3  # in more, a curved surface has no use for a few dozen Gaussians
 
 def fit_base(
     z: np.ndarray, held_out: np.ndarray, num_components: int | None
-) -> MixtureBase | ProductBase | None:
+) -> Mixture | Product | None:
     """The simplest base that the held-out rows do not ask to be richer.
 
     Args:
@@ -30,16 +28,19 @@ def fit_base(
         num_components: of a mixture; None for what the held-out rows ask for.
 
     Returns:
-        The base; None where it is to be one Gaussian.
+        The density that ``as_base`` follows through the noise, and ``refit`` fits to
+        other rows; None where it is to be one Gaussian.
 
     Raises:
         ImportError: without scikit-learn.
         ValueError: where there are too few rows for ``num_components``.
     """
+    if num_components == 1:
+        return None
     if num_components is not None:
         return fit_mixture(z, held_out, num_components)
     found = best_mixture(z, held_out, curved=z.shape[1] <= _FEW_DIMS)
     product = fit_product(z, held_out, found.log_density(held_out))
     if product is not None:
         return product
-    return None if is_plain_gaussian(found) else as_base(found)
+    return None if is_plain_gaussian(found) else found

@@ -35,7 +35,9 @@ from numpyro_rtk.training.loop import (
     with_weights,
 )
 from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
+from numpyro_rtk.training.mixture import Mixture
 from numpyro_rtk.training.rows import AbstractRows, open_rows
+from numpyro_rtk.training.subspaces import Product
 
 __all__ = ["NOISE_RANGE", "fit"]
 
@@ -101,7 +103,9 @@ def fit(
         else denoising_score_matching
     )
     z_held_out = rows.hold_out(key_split, validation_fraction)
-    model = _with_base(model, rows, z_held_out, num_components)
+    found = _richer_base(model, rows, z_held_out, num_components)
+    if found is not None:
+        model = dataclasses.replace(model, base=found.as_base())
     points = _validation_points(key_validation, z_held_out, model.noise_range)
     points = placement.share(points, axis=0)
     settings = Settings(
@@ -145,6 +149,9 @@ def fit(
     )
     if not _is_learned(at_first - losses(weights)):
         weights, history["best_step"] = untrained, np.asarray(0)
+        if found is not None:  # nothing is left to be chosen by the held-out rows
+            every = np.concatenate([rows.some(MAX_ROWS), _flat(z_held_out)])
+            model = dataclasses.replace(model, base=found.refit(every).as_base())
         model = dataclasses.replace(model, uses_network=False)
     return with_weights(model, placement.gather(weights)), history
 
@@ -233,13 +240,13 @@ def _build_model(
     return ScoreModel(network=network, **parts)
 
 
-def _with_base(
+def _richer_base(
     model: EnergyModel | ScoreModel,
     rows: AbstractRows,
     z_held_out: Any,
     num_components: int | None,
-) -> EnergyModel | ScoreModel:
-    """The model on a richer base than one Gaussian, where that is better."""
+) -> Mixture | Product | None:
+    """A richer base than one Gaussian, where that is better."""
     reason = None
     if rows.condition is not None:
         reason = "where there is a `condition`"
@@ -252,10 +259,12 @@ def _with_base(
             raise ValueError(
                 f"`num_components` must be None or 1 {reason}; got {num_components}."
             )
-        return model
-    held_out = z_held_out.reshape(len(z_held_out), -1)
-    base = fit_base(rows.some(MAX_ROWS), held_out, num_components)
-    return model if base is None else dataclasses.replace(model, base=base)
+        return None
+    return fit_base(rows.some(MAX_ROWS), _flat(z_held_out), num_components)
+
+
+def _flat(z: np.ndarray) -> np.ndarray:
+    return z.reshape(len(z), -1)
 
 
 def _train(

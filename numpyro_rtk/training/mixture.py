@@ -22,13 +22,11 @@ from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
 __all__ = [
     "Form",
     "Mixture",
-    "as_base",
     "best_mixture",
     "by_em",
     "fit_mixture",
     "is_better",
     "is_plain_gaussian",
-    "refit_mixture",
 ]
 
 # Of a mixture that stands for clusters, and further ones for a curved shape.
@@ -74,10 +72,33 @@ class Mixture(NamedTuple):
         """Of rows ``(n, dim)``: ``(n,)``."""
         return np.asarray(logsumexp(_by_component(self, z)[0], axis=1))
 
+    def refit(self, z: np.ndarray) -> "Mixture":
+        """By expectation maximisation on rows ``(n, dim)``, from where this one is."""
+        found, last = self, -np.inf
+        for _ in range(_MAX_ITERATIONS):
+            joint, core = _by_component(found, z)
+            density = np.asarray(logsumexp(joint, axis=1, keepdims=True))
+            # a mixture that is not quite at its best is a start all the same
+            if density.mean() - last < _TOLERANCE:
+                break
+            last = density.mean()
+            shares = np.exp(joint - density)
+            found = _maximise(z, shares, core * shares, found.form)
+        return found
 
-def fit_mixture(
-    z: np.ndarray, held_out: np.ndarray, num_components: int
-) -> MixtureBase | None:
+    def as_base(self) -> MixtureBase:
+        """Followed through the noise; a pair is two of its components."""
+        _, _, tail, factor = self.form
+        if not tail:
+            return mixture_base(self.weights, self.means, self.covariances)
+        return mixture_base(
+            np.concatenate([(1.0 - tail) * self.weights, tail * self.weights]),
+            np.concatenate([self.means, self.means]),
+            np.concatenate([self.covariances, factor * self.covariances]),
+        )
+
+
+def fit_mixture(z: np.ndarray, held_out: np.ndarray, num_components: int) -> Mixture:
     """A mixture of that many Gaussians with full covariances.
 
     Args:
@@ -85,22 +106,17 @@ def fit_mixture(
         held_out: standardised rows that were not in ``z``, ``(m, dim)``.
         num_components: K.
 
-    Returns:
-        The base; None for one Gaussian.
-
     Raises:
         ImportError: without scikit-learn.
         ValueError: where there are too few rows for ``num_components``.
     """
     most = _most_components(z)
-    if num_components == 1:
-        return None
     if num_components > most:
         raise ValueError(
             f"`num_components` must be at most {most} for {len(z)} rows to train on "
             f"in {z.shape[1]} dimensions; got {num_components}."
         )
-    return as_base(_best_form(z, held_out, by_em(z, num_components)))
+    return _best_form(z, held_out, by_em(z, num_components))
 
 
 def best_mixture(z: np.ndarray, held_out: np.ndarray, curved: bool = False) -> Mixture:
@@ -138,18 +154,6 @@ def best_mixture(z: np.ndarray, held_out: np.ndarray, curved: bool = False) -> M
 def is_plain_gaussian(found: Mixture) -> bool:
     """Whether a mixture is one Gaussian with the rows' own covariance."""
     return len(found.weights) == 1 and found.form[1:] == _PLAIN[1:]
-
-
-def as_base(found: Mixture) -> MixtureBase:
-    """Followed through the noise; a pair is two of its components."""
-    tail, factor = found.form.tail, found.form.factor
-    if not tail:
-        return mixture_base(*found[:3])
-    return mixture_base(
-        np.concatenate([(1.0 - tail) * found.weights, tail * found.weights]),
-        np.concatenate([found.means, found.means]),
-        np.concatenate([found.covariances, factor * found.covariances]),
-    )
 
 
 def is_better(gain: np.ndarray, num_se: float = 1.0) -> bool:
@@ -190,7 +194,7 @@ def _best_form(z: np.ndarray, held_out: np.ndarray, found: Mixture) -> Mixture:
         for tail in _TAILS
         for factor in _FACTORS
     ]
-    heavy = refit_mixture(z, _best_of(heavier, held_out))
+    heavy = _best_of(heavier, held_out).refit(z)
     # of the best of a dozen; a single row far out could gain more than all the others
     gain = np.clip(heavy.log_density(held_out) - found.log_density(held_out), -1.0, 1.0)
     return heavy if is_better(gain, num_se=1.0 if _has_few(z) else 2.0) else found
@@ -235,22 +239,7 @@ def by_em(z: np.ndarray, num: int, form: Form = _PLAIN) -> Mixture:
     # a small group's first covariance leans on the pooled one
     lean = form._replace(count=max(form.count, 2.0 * z.shape[1]))
     shares = np.eye(num)[label]
-    return refit_mixture(z, _maximise(z, shares, shares, lean)._replace(form=form))
-
-
-def refit_mixture(z: np.ndarray, found: Mixture) -> Mixture:
-    """On rows ``(n, dim)``, from where an earlier one ended."""
-    last = -np.inf
-    for _ in range(_MAX_ITERATIONS):
-        joint, core = _by_component(found, z)
-        density = np.asarray(logsumexp(joint, axis=1, keepdims=True))
-        # a mixture that is not quite at its best is a start all the same
-        if density.mean() - last < _TOLERANCE:
-            break
-        last = density.mean()
-        shares = np.exp(joint - density)
-        found = _maximise(z, shares, core * shares, found.form)
-    return found
+    return _maximise(z, shares, shares, lean)._replace(form=form).refit(z)
 
 
 def _by_component(found: Mixture, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

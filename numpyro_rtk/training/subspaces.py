@@ -8,6 +8,7 @@ Computation 12 (2000)).
 """
 
 import warnings
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,14 +18,9 @@ import optax
 from scipy.sparse.csgraph import connected_components
 
 from numpyro_rtk.networks.product_base import ProductBase, product_base
-from numpyro_rtk.training.mixture import (
-    as_base,
-    best_mixture,
-    is_better,
-    refit_mixture,
-)
+from numpyro_rtk.training.mixture import Mixture, best_mixture, is_better
 
-__all__ = ["fit_product", "independent_subspaces"]
+__all__ = ["Product", "fit_product", "independent_subspaces"]
 
 _ROWS_PER_DIM = 20  # with fewer, components are found in noise
 _ICA_ROWS, _ICA_ITERATIONS, _ICA_TOLERANCE = 20_000, 200, 1e-3
@@ -35,9 +31,31 @@ _FREQUENCIES = (0.5, 1.0, 2.0, 3.0)
 _THRESHOLD, _NOISE = 0.08, 5.0  # of a correlation, and the standard errors beyond it
 
 
+class Product(NamedTuple):
+    """Independent mixtures, one in each of some orthogonal subspaces ``(dim, m_g)``."""
+
+    subspaces: list[np.ndarray]
+    factors: list[Mixture]
+
+    def log_density(self, z: np.ndarray) -> np.ndarray:
+        """Of rows ``(n, dim)``: ``(n,)``."""
+        return np.sum([f.log_density(z @ u) for f, u in self._pairs()], axis=0)
+
+    def refit(self, z: np.ndarray) -> "Product":
+        """Each mixture fitted to rows ``(n, dim)``, from where it is."""
+        return self._replace(factors=[f.refit(z @ u) for f, u in self._pairs()])
+
+    def as_base(self) -> ProductBase:
+        """Followed through the noise."""
+        return product_base(self.subspaces, [f.as_base() for f in self.factors])
+
+    def _pairs(self):
+        return zip(self.factors, self.subspaces, strict=True)
+
+
 def fit_product(
     z: np.ndarray, held_out: np.ndarray, density: np.ndarray
-) -> ProductBase | None:
+) -> Product | None:
     """A product of mixtures over independent subspaces, where it is the better base.
 
     Args:
@@ -46,32 +64,22 @@ def fit_product(
         density: log density of ``held_out`` under the best single mixture, ``(m,)``.
 
     Returns:
-        The base; None where the rows do not split, or where its held-out log density is
-        not higher by more than a standard error.
+        The product; None where the rows do not split, or where its held-out log density
+        is not higher by more than a standard error.
     """
     subspaces = independent_subspaces(z)
     if len(subspaces) == 1:
         return None
     # a few rows first: mixtures along axes that are a little off are a little wrong
-    some, few = z[:_FIRST_ROWS], held_out[:_FIRST_ROWS]
-    factors = [best_mixture(some @ u, few @ u) for u in subspaces]
-    subspaces = _turned(subspaces, factors, z)
-    factors = [best_mixture(z @ u, held_out @ u) for u in subspaces]
-    subspaces = _turned(subspaces, factors, z)
-    pairs = zip(factors, subspaces, strict=True)
-    factors = [refit_mixture(z @ u, factor) for factor, u in pairs]
-    pairs = zip(factors, subspaces, strict=True)
-    gain = sum(f.log_density(held_out @ u) for f, u in pairs) - density
-    return _as_base(subspaces, factors) if is_better(gain) else None
+    for num in (_FIRST_ROWS, len(z)):
+        some, few = z[:num], held_out[:num]
+        factors = [best_mixture(some @ u, few @ u) for u in subspaces]
+        subspaces = _turned(Product(subspaces, factors), z)
+    found = Product(subspaces, factors).refit(z)
+    return found if is_better(found.log_density(held_out) - density) else None
 
 
-def _as_base(subspaces: list[np.ndarray], factors: list) -> ProductBase:
-    return product_base(subspaces, [as_base(factor) for factor in factors])
-
-
-def _turned(
-    subspaces: list[np.ndarray], factors: list, z: np.ndarray
-) -> list[np.ndarray]:
+def _turned(found: Product, z: np.ndarray) -> list[np.ndarray]:
     """All subspaces turned by one rotation, to the maximum of the rows' likelihood.
 
     Independent component analysis is a start only: its contrast knows nothing of the
@@ -79,9 +87,9 @@ def _turned(
     steps against rounding.
     """
     rows = jnp.asarray(z[: len(z) // _BATCH * _BATCH or None], jnp.float32)
-    axes = jnp.asarray(np.concatenate(subspaces, axis=1), jnp.float32)
-    axes = _climb(_as_base(subspaces, factors), axes, rows)
-    ends = np.cumsum([u.shape[1] for u in subspaces])
+    axes = jnp.asarray(np.concatenate(found.subspaces, axis=1), jnp.float32)
+    axes = _climb(found.as_base(), axes, rows)
+    ends = np.cumsum([u.shape[1] for u in found.subspaces])
     return np.split(np.asarray(axes, np.float64), ends[:-1], axis=1)
 
 

@@ -80,7 +80,7 @@ def test_fit_base_takes_the_product_and_is_right():
     Twice that is allowed; a single Gaussian, the control, is off by more than .4.
     """
     z, held_out, fresh = rows(4000, 1), rows(500, 2), jnp.asarray(rows(4000, 3))
-    base = fit_base(z, held_out, None)
+    base = fit_base(z, held_out, None).as_base()
     assert isinstance(base, ProductBase)
     exact = log_density(fresh, 0.0)
     error = lambda base: float(
