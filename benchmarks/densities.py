@@ -19,6 +19,7 @@ of 512.
 """
 
 import argparse
+import dataclasses
 import time
 from functools import partial
 from typing import NamedTuple
@@ -119,14 +120,10 @@ class Energy(NamedTuple):
 
 def energy(rows: np.ndarray, seed: int, **options) -> Energy:
     model, history = rtk.fit(jr.key(seed), rows, progress_bar=False, **options)
-    log_density = eqx.filter_jit(model.log_density)
-    evaluate = lambda x: np.concatenate(
-        [np.asarray(log_density(part, 0.0), float) for part in _chunks(x)]
-    )
-    z, log_proposal = draw_base(model, seed, 2 * NUM_DRAWS)
-    x = z * np.asarray(model.scale) + np.asarray(model.loc)
-    jacobian = np.log(np.asarray(model.scale)).sum()
-    log_weights = evaluate(x) - (log_proposal - jacobian)
+    evaluate = in_chunks(model)
+    base = dataclasses.replace(model, uses_network=False)
+    x = np.asarray(model.sample_base(jr.key(seed + 7), (2 * NUM_DRAWS,)))
+    log_weights = evaluate(x) - in_chunks(base)(x)
     log_mean = logsumexp(log_weights) - np.log(len(x))
     weights = np.exp(log_weights - log_mean)
     note = f"best of {history['step'][-1]} steps: {history['best_step']}"
@@ -140,17 +137,16 @@ def energy(rows: np.ndarray, seed: int, **options) -> Energy:
     )
 
 
-def _chunks(x: np.ndarray, size: int = 10_000):
-    return [jnp.asarray(x[i : i + size], jnp.float32) for i in range(0, len(x), size)]
+def in_chunks(model, size: int = 10_000):
+    """Its log density of rows ``(n, dim)``, ``(n,)`` in float64."""
+    log_density = eqx.filter_jit(model.log_density)
 
+    def evaluate(x: np.ndarray) -> np.ndarray:
+        parts = [x[i : i + size] for i in range(0, len(x), size)]
+        values = [log_density(jnp.asarray(part, jnp.float32), 0.0) for part in parts]
+        return np.concatenate([np.asarray(value, float) for value in values])
 
-def draw_base(model, seed: int, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised draws of the model's base at its smallest noise, and their density."""
-    t = jnp.asarray(0.5 * np.log1p(model.noise_range[0] ** 2), jnp.float32)
-    draw = jax.jit(jax.vmap(lambda key: model.base.sample(key, t)))
-    z = np.asarray(draw(jr.split(jr.key(seed + 7), num)), float)
-    value = jax.jit(jax.vmap(lambda z: -model.base.energy(z, t)))
-    return z, np.concatenate([np.asarray(value(part), float) for part in _chunks(z)])
+    return evaluate
 
 
 def microseconds(evaluate, dim: int, batch: int = 512) -> float:

@@ -36,6 +36,7 @@ import numpyro_rtk as rtk
 
 SHAPE = (8, 8)
 DIM = 64
+SUPPORT = constraints.interval(0.0, 17.0)  # of a grey level with its noise
 NUM_HELD_OUT = 400
 NUM_SHOWN = 40
 COLUMNS = (
@@ -55,7 +56,7 @@ ENERGIES = {
     "EnergyMLP": (lambda key: rtk.EnergyMLP(SHAPE, key=key), {}),
     "EnergyMLP, logit": (
         lambda key: rtk.EnergyMLP(SHAPE, key=key),
-        {"support": constraints.interval(0.0, 17.0)},
+        {"support": SUPPORT},
     ),
 }
 
@@ -107,7 +108,7 @@ def energy(name: str, train, test, seed: int, quick: bool) -> Result:
 
 def normalised(learn, train, test, seed: int, quick: bool, logit=False) -> Result:
     """A rival; ``learn`` is ``(rows, seed, quick) -> Learned``."""
-    scale = biject_to(constraints.interval(0.0, 17.0)) if logit else IdentityTransform()
+    scale = biject_to(SUPPORT) if logit else IdentityTransform()
     unbounded = lambda x: np.asarray(scale.inv(x.reshape(-1, DIM)), float)
     fitted: Learned = learn(unbounded(train), seed, quick)
     draws = np.asarray(scale(fitted.sample(NUM_SHOWN))).reshape(-1, *SHAPE)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from numpyro_rtk.networks.standardise import GaussianBase
+from numpyro_rtk.noise import time_from_noise_to_signal
 
 __all__ = [
     "Conditional",
@@ -119,7 +120,7 @@ class Conditional(eqx.Module):
             key: PRNG key.
             sample_shape: of the draws, ``sample_shape + event_shape`` in all.
         """
-        t = 0.5 * jnp.log1p(jnp.square(jnp.asarray(self.noise_range[0])))
+        t = time_from_noise_to_signal(jnp.asarray(self.noise_range[0]))
         keys = jr.split(key, math.prod(sample_shape))
         z = jax.vmap(self.base.sample, in_axes=(0, None))(keys, t)
         if self.conditioning is not None:

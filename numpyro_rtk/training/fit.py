@@ -36,7 +36,7 @@ from numpyro_rtk.training.loop import (
 )
 from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
 from numpyro_rtk.training.mixture import Mixture
-from numpyro_rtk.training.rows import AbstractRows, open_rows
+from numpyro_rtk.training.rows import AbstractRows, flat, open_rows
 from numpyro_rtk.training.subspaces import Product
 
 __all__ = ["NOISE_RANGE", "fit"]
@@ -149,10 +149,11 @@ def fit(
     )
     if not _is_learned(at_first - losses(weights)):
         weights, history["best_step"] = untrained, np.asarray(0)
+        base = model.base
         if found is not None:  # nothing is left to be chosen by the held-out rows
-            every = np.concatenate([rows.some(MAX_ROWS), _flat(z_held_out)])
-            model = dataclasses.replace(model, base=found.refit(every).as_base())
-        model = dataclasses.replace(model, uses_network=False)
+            every = np.concatenate([rows.some(MAX_ROWS), flat(z_held_out)])
+            base = found.refit(every).as_base()
+        model = dataclasses.replace(model, base=base, uses_network=False)
     return with_weights(model, placement.gather(weights)), history
 
 
@@ -260,11 +261,7 @@ def _richer_base(
                 f"`num_components` must be None or 1 {reason}; got {num_components}."
             )
         return None
-    return fit_base(rows.some(MAX_ROWS), _flat(z_held_out), num_components)
-
-
-def _flat(z: np.ndarray) -> np.ndarray:
-    return z.reshape(len(z), -1)
+    return fit_base(rows.some(MAX_ROWS), flat(z_held_out), num_components)
 
 
 def _train(

@@ -38,7 +38,7 @@ from numpyro_rtk.training.data import (
 )
 from numpyro_rtk.training.loop import Minibatches, Resident, draw_rows
 
-__all__ = ["NUM_HEAD", "AbstractRows", "is_stream", "open_rows"]
+__all__ = ["NUM_HEAD", "AbstractRows", "flat", "is_stream", "open_rows"]
 
 NUM_HEAD = 32_768  # first rows of a stream: standardisation, base and validation
 _MAX_DEVICE_BYTES = 2 << 30  # in float32; larger arrays stay on the host
@@ -216,7 +216,7 @@ class DeviceRows(AbstractRows):
         return z[held_out]
 
     def some(self, num):
-        return _flat(np.asarray(self._train[:num]))
+        return flat(np.asarray(self._train[:num]))
 
     def identity(self):
         content = np.ascontiguousarray(self._samples).tobytes()
@@ -283,7 +283,7 @@ class HostRows(AbstractRows):
 
     def some(self, num):
         rows = self._standardised(self._gather(self._train[:num]))
-        return _flat(rows.astype(np.float32))
+        return flat(rows.astype(np.float32))
 
     def identity(self):
         checksum = 0  # that of the same rows on the device
@@ -362,7 +362,7 @@ class StreamRows(AbstractRows):
 
     def some(self, num):
         rows = self._standardised(self._first[~self._held_out][:num])
-        return _flat(rows.astype(np.float32))
+        return flat(rows.astype(np.float32))
 
     def identity(self):
         return ["stream", list(self._first.shape), zlib.crc32(self._first.tobytes())]
@@ -413,7 +413,8 @@ class StreamRows(AbstractRows):
             _check_length(num_pass, position)
 
 
-def _flat(rows: np.ndarray) -> np.ndarray:
+def flat(rows: np.ndarray) -> np.ndarray:
+    """Rows ``(n, *event_shape)`` as ``(n, dim)``, in float64."""
     return rows.reshape(len(rows), -1).astype(np.float64)
 
 

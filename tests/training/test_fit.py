@@ -132,9 +132,9 @@ def test_untrained_weights_are_kept_where_nothing_is_better():
     assert history["best_step"] == 0
     assert not model.uses_network
     x = samples[:3]
-    trained = dataclasses.replace(model, uses_network=True)
+    untrained = dataclasses.replace(model, uses_network=True)
     np.testing.assert_allclose(
-        model.log_density(x, 0.1), trained.log_density(x, 0.1), rtol=1e-6
+        model.log_density(x, 0.1), untrained.log_density(x, 0.1), rtol=1e-6
     )
 
 
