@@ -9,6 +9,11 @@ arXiv 1905.02939). *Starts*: :math:`x_{k-1}` is regressed on
 the noised u and its score, which gives the mean's two factors, its shift and the
 covariance. *Local spreads*: a root of :math:`E[s s^T]^{-1}`, the inverse mean curvature.
 
+As :math:`a^2 + v = 1`, Tweedie's mean is :math:`(u + v s) / a = a u + (v / a)(s + u)`:
+what the standard normal's score would give, and the *pull* of what differs from it. In
+these terms, and in units of :math:`\sqrt v`, a start that was fitted to one edge holds for
+a wider one too, and levels can move up to the reference.
+
 Covariances and their roots are matrices ``(K, dim, dim)``, or diagonals ``(K, dim)``; which
 of them follows from the first settings.
 """
@@ -37,9 +42,10 @@ __all__ = [
     "suggest_levels",
 ]
 
-# A regression over a window counts its first draws against this many of the former
-# estimate.
+# What is set before the first window counts like a window of this many trials.
 _PRIOR_COUNT = 10.0
+# Once levels move, what was seen before counts by this much.
+_MEMORY = 0.5
 # Where levels may lie: interpolation runs in log(r**2 + this**2), which level 0 has too.
 _SMALLEST_NOISE = 0.02
 # No edge counts as easier than this, so that levels cannot run away from it.
@@ -59,10 +65,11 @@ class LadderAdapt(NamedTuple):
         times: the ladder, ``(K + 1,)``.
         likelihood_variance: c of the posterior path.
         steps: local step sizes and their average, each ``(K,)``.
-        mean_x: factor of ``x / a`` in the start's mean, ``(K,)``.
-        mean_score: factor of ``v / a * score``, ``(K,)``.
-        shift: in units of ``sqrt(v) / a``, ``(K, dim)``.
-        covariance: of the start, in units of ``v / a**2``.
+        mean_x: factor of ``a * x`` in the start's mean, ``(K,)``.
+        mean_score: factor of the pull, ``v / a * (score + x)``, ``(K,)``.
+        shift: in units of ``sqrt(v)``, ``(K, dim)``.
+        covariance: of the start, in units of ``v``.
+        count: trials that these four rest on, ``(K,)``.
         root: its lower root.
         inverse_root: the inverse of that.
         curvature: ``E[s s^T]`` of every level below the top.
@@ -77,6 +84,7 @@ class LadderAdapt(NamedTuple):
     mean_score: jax.Array
     shift: jax.Array
     covariance: jax.Array
+    count: jax.Array
     root: jax.Array
     inverse_root: jax.Array
     curvature: jax.Array
@@ -92,7 +100,7 @@ class LadderAdapt(NamedTuple):
 class Tally(NamedTuple):
     """Sums over the sweeps of a window; ``count`` is that of an edge's trials ``(K,)``.
 
-    ``e`` is the residual of the start's mean, ``u`` the noised state and ``s`` its score;
+    ``e`` is the residual of the start's mean, ``u`` the noised state, ``s`` its score + u;
     ``sum_scores`` sums ``s s^T`` over the states of each level, ``num_states`` of them.
     """
 
@@ -153,7 +161,8 @@ def add_sweep(
     clean = lambda x: jnp.where(
         tried.reshape(tried.shape + (1,) * (x.ndim - 2)) & jnp.isfinite(x), x, 0.0
     )
-    e, u, s = map(clean, (info.residual, info.upper, info.upper_score))
+    pull = info.upper_score + info.upper
+    e, u, s = map(clean, (info.residual, info.upper, pull))
     down, up = bridge_terms(info.down_work, info.up_work, centre[None])
     dot = lambda p, q: jnp.sum(p * q, axis=(0, 2))
     squares = "cka,cka->ka" if tally.sum_ee.ndim == 2 else "cka,ckb->kab"
@@ -191,7 +200,7 @@ def first_settings(
     Args:
         times: ladder, ``(K + 1,)``.
         likelihood_variance: c.
-        start_variance: of each edge, in units of ``v / a**2``, ``(K, dim)``.
+        start_variance: of each edge, in units of ``v``, ``(K, dim)``.
         curvature: mean squared score of levels 0 to K - 1, ``(K, dim)``.
         step_size: of the local moves.
         dense: whether covariances are matrices.
@@ -208,6 +217,7 @@ def first_settings(
         mean_score=one,
         shift=jnp.zeros((num_levels, dim), one.dtype),
         covariance=matrices(start_variance),
+        count=_PRIOR_COUNT * one,
         root=matrices(jnp.sqrt(start_variance)),
         inverse_root=matrices(1.0 / jnp.sqrt(start_variance)),
         curvature=matrices(curvature),
@@ -220,7 +230,7 @@ def edges_of(settings: LadderAdapt) -> Edges:
     """The edges with their widths put in."""
     t = settings.times
     a, v = noising_between(t[:-1], t[1:])
-    width = jnp.sqrt(v) / a
+    width, pull = jnp.sqrt(v), settings.mean_score * v / a
     dim = settings.shift.shape[1]
     log_det = jnp.sum(jnp.log(diagonal_of(settings.root)), axis=-1) + dim * jnp.log(
         width
@@ -229,8 +239,8 @@ def edges_of(settings: LadderAdapt) -> Edges:
     return Edges(
         a=a,
         v=v,
-        mean_x=settings.mean_x / a,
-        mean_score=settings.mean_score * v / a,
+        mean_x=settings.mean_x * a + pull,
+        mean_score=pull,
         shift=settings.shift * width[:, None],
         root=settings.root * wide,
         inverse_root=settings.inverse_root / wide,
@@ -289,32 +299,38 @@ def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     n = jnp.maximum(tally.count, 1.0)
     e, u, s = (x / n[:, None] for x in (tally.sum_e, tally.sum_u, tally.sum_s))
     inner = lambda total, p, q: total / n - jnp.sum(p * q, axis=-1)
-    # in units of the start's own: u / a, v s / a
-    x_unit, s_unit = 1.0 / edges.a, edges.v / edges.a
-    uu = inner(tally.sum_uu, u, u) * x_unit**2
+    # in units of the start's own: a u, v s / a
+    x_unit, s_unit = edges.a, edges.v / edges.a
+    # a factor that hardly matters is hardly known: it stays where it is
+    ridge = edges.v * _PRIOR_COUNT / n
+    uu = inner(tally.sum_uu, u, u) * x_unit**2 + ridge
     us = inner(tally.sum_us, u, s) * x_unit * s_unit
-    ss = inner(tally.sum_ss, s, s) * s_unit**2
+    ss = inner(tally.sum_ss, s, s) * s_unit**2 + ridge
     eu = inner(tally.sum_eu, e, u) * x_unit
     es = inner(tally.sum_es, e, s) * s_unit
-    trust = tally.count / (tally.count + _PRIOR_COUNT)
-    ridge = 1e-3
-    determinant = uu * ss * (1.0 + ridge) ** 2 - us**2
-    change_x = trust * (eu * ss * (1.0 + ridge) - es * us) / determinant
-    change_s = trust * (es * uu * (1.0 + ridge) - eu * us) / determinant
+    total = settings.count + tally.count
+    trust = tally.count / total
+    determinant = uu * ss - us**2
+    change_x = trust * (eu * ss - es * us) / determinant
+    change_s = trust * (es * uu - eu * us) / determinant
     usable = jnp.isfinite(change_x) & jnp.isfinite(change_s) & (tally.count > 1)
     change_x, change_s = (jnp.where(usable, c, 0.0) for c in (change_x, change_s))
     shift = e - (change_x * x_unit)[:, None] * u - (change_s * s_unit)[:, None] * s
-    width = jnp.sqrt(edges.v) / edges.a
+    width = jnp.sqrt(edges.v)
     product = e**2 if tally.sum_ee.ndim == 2 else e[:, :, None] * e[:, None, :]
     around = tally.sum_ee / _like(n, tally.sum_ee) - product
-    # the factors' own share is still in `around`; the next window sees it gone
-    seen = _shrunk(around / _like(jnp.square(width), around), n)
+    # what the new factors explain is no longer around: of all directions alike
+    explained = jnp.where(usable, (change_x * eu + change_s * es) / trust, 0.0)
+    variance = jnp.sum(diagonal_of(around), axis=-1)
+    left = 1.0 - jnp.clip(explained / jnp.maximum(variance, 1e-30), 0.0, 0.99)
+    seen = _shrunk(around * _like(left / jnp.square(width), around), n)
     weight = _like(trust, around)
     return settings._replace(
         mean_x=settings.mean_x + change_x,
         mean_score=settings.mean_score + change_s,
         shift=settings.shift + trust[:, None] * shift / width[:, None],
         covariance=weight * seen + (1.0 - weight) * settings.covariance,
+        count=total,
     )
 
 
@@ -384,6 +400,7 @@ def _move_levels(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
         mean_score=_between(settings.mean_score, at_edges),
         shift=_between(settings.shift, at_edges),
         covariance=_between(settings.covariance, at_edges),
+        count=_MEMORY * _between(settings.count, at_edges),
         curvature=_between(settings.curvature, at_levels),
         centre=jnp.diff(jnp.interp(index, old_index, total)),
     )

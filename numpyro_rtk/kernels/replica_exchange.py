@@ -62,7 +62,7 @@ _PILOT_PARTICLES = 64
 # Beyond this many dimensions matrices would cost more than they gain; see `dense`.
 _LARGEST_DENSE = 128
 # Windows of warm-up end at these fractions of it; the levels stay after the last but one.
-_WINDOW_ENDS = (0.06, 0.11, 0.16, 0.22, 0.29, 0.36, 0.76)
+_WINDOW_ENDS = (0.06, 0.11, 0.16, 0.22, 0.29, 0.36, 0.64, 0.92)
 _LAST_MOVE = 0.37
 
 
@@ -371,14 +371,13 @@ class RTKReplicaExchange(PathKernel):
         dtype = moment.dtype
         times = jnp.asarray(self._times, dtype)
         segments = segment_between(times[:-1], times[1:], moment[1:])
-        width = segments.v / jnp.square(segments.a)
         step_size = self._step_size
         if step_size is None:
             step_size = 0.8 * min(1.0, (dim / 4.0) ** -(1.0 / 6.0))
         settings = first_settings(
             times,
             jnp.ones((), dtype),
-            segments.start_variance / width[:, None],
+            segments.start_variance / segments.v[:, None],
             moment[:-1],
             step_size,
             dense=dim <= _LARGEST_DENSE if self._dense is None else self._dense,
@@ -418,7 +417,7 @@ class RTKReplicaExchange(PathKernel):
         _, curvature, centre = jax.tree.map(lambda leaf: leaf[best], found)
         centre = centre - np.log(_PILOT_PARTICLES)
         settings = settings._replace(
-            likelihood_variance=grid[best],
+            likelihood_variance=_between_variances(grid, found[0], best),
             curvature=curvature,
             centre=jnp.where(jnp.isfinite(centre), centre, 0.0),
         )
@@ -667,6 +666,23 @@ def _curvature(scores: jax.Array, is_dense: bool) -> jax.Array:
     # few particles see little of the off-diagonal: half of it
     full = jnp.einsum("kna,knb->kab", scores, scores) / scores.shape[1]
     return 0.5 * full + 0.5 * jax.vmap(jnp.diag)(diagonal)
+
+
+def _between_variances(grid: jax.Array, hardness: jax.Array, best: jax.Array):
+    """Where the parabola through the best variance and its neighbours is lowest.
+
+    In the logarithm, the grid's steps being equal there. Two neighbours can be as good as
+    each other, and 64 particles then choose the worse one of them now and again.
+    """
+    if len(grid) < 3:
+        return grid[best]
+    middle = jnp.clip(best, 1, len(grid) - 2)
+    below, at, above = (hardness[middle + i] for i in (-1, 0, 1))
+    bend = below - 2.0 * at + above
+    step = 0.5 * (below - above) / jnp.where(bend > 0.0, bend, jnp.inf)
+    step = jnp.where((middle == best) & jnp.isfinite(step), step, best - middle)
+    ratio = grid[1] / grid[0]
+    return grid[middle] * ratio ** jnp.clip(step, -1.0, 1.0)
 
 
 def _hardness(work: jax.Array) -> jax.Array:
