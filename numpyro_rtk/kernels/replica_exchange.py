@@ -61,7 +61,8 @@ _VARIANCE_GRID = np.geomspace(1e-6, 10.0, 15)
 _PILOT_PARTICLES = 64
 # Beyond this many dimensions matrices would cost more than they gain; see `dense`.
 _LARGEST_DENSE = 128
-# Windows of warm-up end at these fractions of it; the levels stay after the last but one.
+# Windows of warm-up end at these fractions of it; the levels stay after `_LAST_MOVE`, the
+# starts go on to be fitted, and what is left measures the acceptance.
 _WINDOW_ENDS = (0.06, 0.11, 0.16, 0.22, 0.29, 0.36, 0.64, 0.92)
 _LAST_MOVE = 0.37
 
