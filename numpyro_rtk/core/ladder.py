@@ -42,7 +42,8 @@ __all__ = [
     "suggest_levels",
 ]
 
-# What is set before the first window counts like a window of this many trials.
+# What is set before the first window counts like a window of this many trials; of the
+# curvature, which follows the levels, what was set before each window does.
 _PRIOR_COUNT = 10.0
 # Once levels move, what was seen before counts by this much.
 _MEMORY = 0.5
@@ -308,19 +309,20 @@ def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     ss = inner(tally.sum_ss, s, s) * s_unit**2 + ridge
     eu = inner(tally.sum_eu, e, u) * x_unit
     es = inner(tally.sum_es, e, s) * s_unit
-    total = settings.count + tally.count
-    trust = tally.count / total
     determinant = uu * ss - us**2
-    change_x = trust * (eu * ss - es * us) / determinant
-    change_s = trust * (es * uu - eu * us) / determinant
-    usable = jnp.isfinite(change_x) & jnp.isfinite(change_s) & (tally.count > 1)
-    change_x, change_s = (jnp.where(usable, c, 0.0) for c in (change_x, change_s))
+    fit_x = (eu * ss - es * us) / determinant
+    fit_s = (es * uu - eu * us) / determinant
+    usable = jnp.isfinite(fit_x) & jnp.isfinite(fit_s) & (tally.count > 1)
+    fit_x, fit_s = (jnp.where(usable, fit, 0.0) for fit in (fit_x, fit_s))
+    count = settings.count + tally.count
+    trust = tally.count / count
+    change_x, change_s = trust * fit_x, trust * fit_s
     shift = e - (change_x * x_unit)[:, None] * u - (change_s * s_unit)[:, None] * s
     width = jnp.sqrt(edges.v)
     product = e**2 if tally.sum_ee.ndim == 2 else e[:, :, None] * e[:, None, :]
     around = tally.sum_ee / _like(n, tally.sum_ee) - product
     # what the new factors explain is no longer around: of all directions alike
-    explained = jnp.where(usable, (change_x * eu + change_s * es) / trust, 0.0)
+    explained = fit_x * eu + fit_s * es
     variance = jnp.sum(diagonal_of(around), axis=-1)
     left = 1.0 - jnp.clip(explained / jnp.maximum(variance, 1e-30), 0.0, 0.99)
     seen = _shrunk(around * _like(left / jnp.square(width), around), n)
@@ -330,7 +332,7 @@ def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
         mean_score=settings.mean_score + change_s,
         shift=settings.shift + trust[:, None] * shift / width[:, None],
         covariance=weight * seen + (1.0 - weight) * settings.covariance,
-        count=total,
+        count=count,
     )
 
 

@@ -682,8 +682,7 @@ def _between_variances(grid: jax.Array, hardness: jax.Array, best: jax.Array):
     bend = below - 2.0 * at + above
     step = 0.5 * (below - above) / jnp.where(bend > 0.0, bend, jnp.inf)
     step = jnp.where((middle == best) & jnp.isfinite(step), step, best - middle)
-    ratio = grid[1] / grid[0]
-    return grid[middle] * ratio ** jnp.clip(step, -1.0, 1.0)
+    return grid[middle] * (grid[1] / grid[0]) ** step
 
 
 def _hardness(work: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from numpyro_rtk.core import ladder
-from numpyro_rtk.core.exchange import SweepInfo
+from numpyro_rtk.core.exchange import SweepInfo, start_mean
 from numpyro_rtk.noise import log_snr_ladder
 
 K, DIM = 4, 3
@@ -28,6 +28,24 @@ def settings(times=TIMES, dim=DIM, dense=True):
     )
 
 
+def sums_of(current, lower, upper, score, accept_prob):
+    """A window's sums of n chains, ``(n, K, DIM)``; acceptances ``(K,)`` of the edges."""
+    n = len(lower)
+    each = jax.vmap(jax.vmap(start_mean), in_axes=(None, 0, 0))  # chains, edges
+    info = SweepInfo(
+        local_accept_prob=jnp.full((n, K), 0.6),
+        swap_accept_prob=jnp.tile(jnp.asarray(accept_prob), (n, 1)),
+        down_work=jnp.full((n, K), 1.0),
+        up_work=jnp.full((n, K), 1.0),
+        residual=lower - each(ladder.edges_of(current), upper, score),
+        upper=upper,
+        upper_score=score,
+        is_diverging=jnp.zeros(n, bool),
+    )
+    empty = ladder.empty_tally(current)
+    return ladder.add_sweep(empty, info, 2.0 * score, current.centre)
+
+
 def tally_of(current, key, n, factor_x, factor_s, shift, root):
     """The sums of n chains whose lower states are linear in u and its score."""
     edges = ladder.edges_of(current)
@@ -38,23 +56,7 @@ def tally_of(current, key, n, factor_x, factor_s, shift, root):
     width, pull = jnp.sqrt(v), v / a * (score + upper)
     mean = factor_x * a * upper + factor_s * pull + width * jnp.asarray(shift)
     lower = mean + width * jnp.einsum("ab,nkb->nka", root, noise)
-    start = (
-        edges.mean_x[None, :, None] * upper
-        + edges.mean_score[None, :, None] * score
-        + edges.shift[None]
-    )
-    info = SweepInfo(
-        local_accept_prob=jnp.full((n, K), 0.6),
-        swap_accept_prob=jnp.full((n, K), 0.4),
-        down_work=jnp.full((n, K), 1.0),
-        up_work=jnp.full((n, K), 1.0),
-        residual=lower - start,
-        upper=upper,
-        upper_score=score,
-        is_diverging=jnp.zeros(n, bool),
-    )
-    empty = ladder.empty_tally(current)
-    return ladder.add_sweep(empty, info, 2.0 * score, current.centre)
+    return sums_of(current, lower, upper, score, [0.4] * K)
 
 
 def test_starts_are_the_regression_of_the_lower_states(key):
@@ -114,19 +116,7 @@ def sums_of_a_gaussian(current, key, n, loc, variance):
     lower = each(signal[:-1] * loc) + each(jnp.sqrt(spread[:-1])) * lower
     upper = each(edges.a) * lower + each(jnp.sqrt(edges.v)) * noise
     score = (each(signal[1:] * loc) - upper) / each(spread[1:])
-    start = each(edges.mean_x) * upper + each(edges.mean_score) * score
-    info = SweepInfo(
-        local_accept_prob=jnp.full((n, K), 0.6),
-        swap_accept_prob=jnp.full((n, K), 0.5).at[:, 2:].set(0.95),
-        down_work=jnp.zeros((n, K)),
-        up_work=jnp.zeros((n, K)),
-        residual=lower - start - edges.shift[None],
-        upper=upper,
-        upper_score=score,
-        is_diverging=jnp.zeros(n, bool),
-    )
-    empty = ladder.empty_tally(current)
-    return ladder.add_sweep(empty, info, score, current.centre)
+    return sums_of(current, lower, upper, score, [0.5, 0.5, 0.95, 0.95])
 
 
 def test_a_start_holds_for_a_wider_edge_as_well(key):
@@ -144,15 +134,14 @@ def test_a_start_holds_for_a_wider_edge_as_well(key):
     moved = ladder.next_settings(current, tally)
     assert moved.times[3] < 1.0  # the edge to the reference, before 1.6
 
-    edges, signal = ladder.edges_of(moved), jnp.exp(-moved.times)
-    low, high = 1.0 - (1.0 - variance) * signal[-2] ** 2, 1.0
+    edge = jax.tree.map(lambda leaf: leaf[-1], ladder.edges_of(moved))
+    signal = jnp.exp(-moved.times[-2])
+    low = 1.0 - (1.0 - variance) * signal**2  # variance below; above it is 1
     upper = jnp.array([-1.5, 0.0, 1.5])
-    got = edges.mean_x[-1] * upper - edges.mean_score[-1] * upper + edges.shift[-1]
-    truth = signal[-2] * loc + edges.a[-1] * low / high * upper
-    sd = jnp.sqrt(low - edges.a[-1] ** 2 * low**2 / high)
-    np.testing.assert_allclose(got, truth, atol=0.2 * sd)
-    root = jnp.diagonal(edges.root[-1])
-    np.testing.assert_allclose(root, sd, rtol=0.1)
+    truth = signal * loc + edge.a * low * upper
+    sd = jnp.sqrt(low - edge.a**2 * low**2)
+    np.testing.assert_allclose(start_mean(edge, upper, -upper), truth, atol=0.2 * sd)
+    np.testing.assert_allclose(jnp.diagonal(edge.root), sd, rtol=0.1)
 
 
 def test_later_windows_count_by_their_trials(key):
