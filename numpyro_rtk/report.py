@@ -73,7 +73,7 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
         TypeError: unless it ran with ``RTKReplicaExchange``.
     """
     down, up = (_exchange_field(mcmc, f"bridge_{way}") for way in ("down", "up"))
-    centre = np.asarray(mcmc.last_state.adapt_state.settings.centre, np.float64)
+    centre = np.asarray(mcmc.last_state.shared.settings.centre, np.float64)
     mean_down, mean_up = down.mean(axis=1), up.mean(axis=1)
     # where no work of a chain counts, its estimate is infinite
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -112,7 +112,7 @@ def diagnose(mcmc: Any) -> Diagnosis:
     local = _exchange_field(mcmc, "level_accept_prob").mean(axis=(0, 1))
     trips = _exchange_field(mcmc, "round_trips")[:, -1]
     num_draws = _exchange_field(mcmc, "accept_prob").shape[1]
-    settings = mcmc.last_state.adapt_state.settings
+    settings = mcmc.last_state.shared.settings
     evidence = log_evidence(mcmc)
     log_likelihood = _log_likelihood(mcmc)
     efficiency = _prior_efficiency(log_likelihood, evidence[0])

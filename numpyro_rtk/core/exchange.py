@@ -18,7 +18,9 @@ decide: both replicas move, :math:`x_{k-1} \to z` and :math:`x_k \to u`, with pr
 :math:`\min(1, e^{W - W'})`. Inner steps on the reverse transition kernel may follow the
 start; on the way up the same steps are undone first (they are reversible) and both works
 are taken at the start. A plain swap (:math:`z = x_k / a`, :math:`u = a x_{k-1}`, with the
-Jacobians :math:`a^{\mp d}`) is kept for comparison.
+Jacobians :math:`a^{\mp d}`) is the other kind of exchange. Where the levels differ less by
+noise than by temperature, as of narrow modes, it passes more easily; each try takes it
+with the edge's own probability, and a mixture of two exact moves is exact.
 
 Exact for any path: a poor one costs acceptance. Even and odd edges alternate (Okabe et
 al. 2001; Syed et al., JRSS-B 2022, arXiv 1905.02939). As :math:`E_\downarrow[e^W] = Z_{k-1}
@@ -94,12 +96,14 @@ class ExchangePlan(NamedTuple):
         edges: see :class:`Edges`.
         step_size: of the local moves at the levels below the top, ``(K,)``.
         scale: their spread, ``(K, dim)`` or a root of it ``(K, dim, dim)``.
+        swap_share: how often an edge tries the plain swap, ``(K,)``.
     """
 
     levels: Any
     edges: Edges
     step_size: jax.Array
     scale: jax.Array
+    swap_share: jax.Array
 
 
 class Replicas(NamedTuple):
@@ -125,6 +129,7 @@ class SweepNoise(NamedTuple):
         down: of inner steps after the starts, leading axis of pairs.
         up: of those that are undone.
         accept: uniforms of the exchanges, ``(pairs,)``.
+        kind: uniforms that choose between the kinds of exchange, ``(pairs,)``.
     """
 
     local: InnerNoise
@@ -133,6 +138,7 @@ class SweepNoise(NamedTuple):
     down: InnerNoise
     up: InnerNoise
     accept: jax.Array
+    kind: jax.Array
 
 
 class SweepInfo(NamedTuple):
@@ -141,6 +147,7 @@ class SweepInfo(NamedTuple):
     Attributes:
         local_accept_prob: of the local moves, ``(K,)``.
         swap_accept_prob: of the exchanges, ``(K,)``.
+        is_swap: 1 where the exchange was a plain swap, ``(K,)``.
         down_work: W, ``(K,)``.
         up_work: W', ``(K,)``.
         residual: ``x_{k-1}`` minus the start's mean given u, ``(K, dim)``; what a
@@ -152,6 +159,7 @@ class SweepInfo(NamedTuple):
 
     local_accept_prob: jax.Array
     swap_accept_prob: jax.Array
+    is_swap: jax.Array
     down_work: jax.Array
     up_work: jax.Array
     residual: jax.Array
@@ -213,8 +221,8 @@ def draw_sweeps(
         [*normals, (dim,), (2, pairs, dim)],
         dtype,
     )
-    *uniforms, decisions = cut_draws(
-        jr.uniform, key_uniform, (num_sweeps,), [*chains, (pairs,)], dtype
+    *uniforms, decisions, kinds = cut_draws(
+        jr.uniform, key_uniform, (num_sweeps,), [*chains, (pairs,), (pairs,)], dtype
     )
     local, down, up = (
         InnerNoise(start, StepNoise(steps, uniform))
@@ -222,7 +230,7 @@ def draw_sweeps(
             inner_normals[::2], inner_normals[1::2], uniforms, strict=True
         )
     )
-    return SweepNoise(local, top, exchange, down, up, decisions)
+    return SweepNoise(local, top, exchange, down, up, decisions, kinds)
 
 
 def sweep(
@@ -234,7 +242,6 @@ def sweep(
     parity: jax.Array,
     *,
     num_steps: int = 0,
-    exchange: str = "rtk",
 ) -> tuple[Replicas, SweepInfo]:
     """Local moves, a new top, and exchanges on the edges of one parity.
 
@@ -245,13 +252,11 @@ def sweep(
         plan: levels, edges, step sizes and scales.
         inner: must be adjusted, with an acceptance from energies.
         parity: 0 for the edges (0, 1), (2, 3), ...; 1 for the others. May be traced.
-        num_steps: inner steps in each exchange, a static integer.
-        exchange: ``"rtk"``, or ``"swap"`` for plain swaps.
+        num_steps: inner steps in each exchange, a static integer; with them no edge may
+            try plain swaps.
     """
     replicas, local_accept, is_diverging = _move(noise, replicas, path, plan, inner)
-    replicas, info = _exchange(
-        noise, replicas, path, plan, inner, parity, num_steps, exchange
-    )
+    replicas, info = _exchange(noise, replicas, path, plan, inner, parity, num_steps)
     return _count_round_trips(replicas), info._replace(
         local_accept_prob=local_accept, is_diverging=is_diverging
     )
@@ -287,7 +292,7 @@ def _move(noise, replicas, path, plan, inner):
     return moved, accept_prob, is_diverging[0]
 
 
-def _exchange(noise, replicas, path, plan, inner, parity, num_steps, exchange):
+def _exchange(noise, replicas, path, plan, inner, parity, num_steps):
     num_edges = plan.edges.shift.shape[0]
     pairs = (num_edges + 1) // 2
     low = parity + 2 * jnp.arange(pairs)
@@ -298,8 +303,10 @@ def _exchange(noise, replicas, path, plan, inner, parity, num_steps, exchange):
     lower, upper = _pairs(state, parity, pairs)
     (x_low, e_low, phase_low), (x_high, e_high, phase_high) = lower, upper
 
-    propose = _propose_swap if exchange == "swap" else _propose
-    start, u = jax.vmap(propose)(edges, x_low, x_high, e_high.score, *noise.exchange)
+    is_swap = noise.kind < plan.swap_share[index]
+    start, u = jax.vmap(_propose)(
+        is_swap, edges, x_low, x_high, e_high.score, *noise.exchange
+    )
     both = _evaluate(
         path,
         plan.levels,
@@ -315,9 +322,8 @@ def _exchange(noise, replicas, path, plan, inner, parity, num_steps, exchange):
     z, at_z = steps(noise.down, x_high, start, at_start)
     undone, at_undone = steps(noise.up, u, x_low, e_low)
 
-    works = jax.vmap(_swap_work if exchange == "swap" else work)
-    down = works(edges, start, x_high, at_start, e_high)
-    up = works(edges, undone, u, at_undone, at_u)
+    down = jax.vmap(_work_of)(is_swap, edges, start, x_high, at_start, e_high)
+    up = jax.vmap(_work_of)(is_swap, edges, undone, u, at_undone, at_u)
     log_ratio = down - up
     log_ratio = jnp.where(jnp.isnan(log_ratio) | ~is_edge, -jnp.inf, log_ratio)
     accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
@@ -339,6 +345,7 @@ def _exchange(noise, replicas, path, plan, inner, parity, num_steps, exchange):
     return replicas, SweepInfo(
         local_accept_prob=jnp.zeros(num_edges, x_low.dtype),  # not known here
         swap_accept_prob=spread(accept_prob),
+        is_swap=spread(is_swap.astype(accept_prob.dtype)),
         down_work=spread(down),
         up_work=spread(up),
         residual=spread(residual),
@@ -369,14 +376,12 @@ def _reverse_steps(path, plan, inner, index, edges, num_steps):
     return steps
 
 
-def _propose(edge, x_low, x_high, score_high, noise_down, noise_up):
-    """The start given the upper state, and the lower state with noise."""
+def _propose(is_swap, edge, x_low, x_high, score_high, noise_down, noise_up):
+    """The lower state given the upper one, and the upper one given the lower."""
     z = start_mean(edge, x_high, score_high) + stretch(edge.root, noise_down)
-    return z, sample_noising(edge, x_low, noise_up)
-
-
-def _propose_swap(edge, x_low, x_high, score_high, noise_down, noise_up):
-    return x_high / edge.a, edge.a * x_low
+    down = jnp.where(is_swap, x_high / edge.a, z)
+    up = jnp.where(is_swap, edge.a * x_low, sample_noising(edge, x_low, noise_up))
+    return down, up
 
 
 def start_mean(edge: Edges, x: jax.Array, score: jax.Array) -> jax.Array:
@@ -393,8 +398,10 @@ def work(edge, z, x, at_z: Evaluation, at_x: Evaluation) -> jax.Array:
     return at_z.log_density - at_x.log_density - misfit + volume
 
 
-def _swap_work(edge, z, x, at_z: Evaluation, at_x: Evaluation) -> jax.Array:
-    return at_z.log_density - at_x.log_density - x.size * jnp.log(edge.a)
+def _work_of(is_swap, edge, z, x, at_z: Evaluation, at_x: Evaluation) -> jax.Array:
+    """As :func:`work`, or of a plain swap."""
+    swapped = at_z.log_density - at_x.log_density - x.size * jnp.log(edge.a)
+    return jnp.where(is_swap, swapped, work(edge, z, x, at_z, at_x))
 
 
 def _evaluate(path, levels, position, index) -> Evaluation:

@@ -26,19 +26,22 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from numpyro_rtk.core.adapt import StepSize
+from numpyro_rtk.core.covariance import definite, diagonal_of, like, roots, shrunk
 from numpyro_rtk.core.exchange import Edges, SweepInfo, bridge_terms
 from numpyro_rtk.core.segment import noising_between
 
 __all__ = [
     "LEAST_ACCEPTANCE",
+    "Barrier",
     "LadderAdapt",
     "Tally",
     "add_sweep",
-    "diagonal_of",
     "edges_of",
     "empty_tally",
     "first_settings",
+    "levels_by_barrier",
     "next_settings",
+    "place_of",
     "suggest_levels",
 ]
 
@@ -47,8 +50,17 @@ __all__ = [
 _PRIOR_COUNT = 10.0
 # Once levels move, what was seen before counts by this much.
 _MEMORY = 0.5
-# Where levels may lie: interpolation runs in log(r**2 + this**2), which level 0 has too.
-_SMALLEST_NOISE = 0.02
+# Where levels may lie: interpolation runs in log(r**2 + r_0**2), which level 0 has too;
+# r_0**2 is this, or a part of the likelihood's variance where that is smaller.
+_SMALLEST_VARIANCE = 0.02**2
+_PART_OF_LIKELIHOOD = 0.1
+# Levels move by what the draws are refused, and by this part by what the whole population
+# found hard: where the draws hold one mode alone, its narrow part must not take them all.
+_SHARE_OF_POPULATION = 0.3
+# While warm-up explores, an edge tries its worse kind of exchange so often.
+_LEAST_SHARE = 0.1
+# A plain swap must pass more often by this to be preferred.
+_MARGIN = 0.02
 # No edge counts as easier than this, so that levels cannot run away from it.
 _SMALLEST_REJECTION = 0.02
 # Nor as harder than this: the spread of its works would be infinite.
@@ -57,6 +69,18 @@ _LARGEST_REJECTION = 1.0 - 1e-4
 LEAST_ACCEPTANCE = 0.3
 # Standard deviation of normal works at which half of the exchanges are accepted.
 _SPREAD_AT_HALF = 1.349
+
+
+class Barrier(NamedTuple):
+    """How hard the ladder is from level 0 up to a time, in no unit; each ``(L + 1,)``.
+
+    ``times`` increase (or stay), ``height`` is 0 at level 0; the log ratio of normalising
+    constants, of level 0 to the time, is ``log_ratio``.
+    """
+
+    times: jax.Array
+    height: jax.Array
+    log_ratio: jax.Array
 
 
 class LadderAdapt(NamedTuple):
@@ -76,6 +100,8 @@ class LadderAdapt(NamedTuple):
         curvature: ``E[s s^T]`` of every level below the top.
         scale: a root of its inverse.
         centre: C of each edge's bridge, ``(K,)``.
+        swap_share: how often an edge tries a plain swap, ``(K,)``.
+        barrier: what the population found, see :class:`Barrier`.
     """
 
     times: jax.Array
@@ -91,6 +117,8 @@ class LadderAdapt(NamedTuple):
     curvature: jax.Array
     scale: jax.Array
     centre: jax.Array
+    swap_share: jax.Array
+    barrier: "Barrier"
 
     @property
     def step_size(self) -> jax.Array:
@@ -101,12 +129,14 @@ class LadderAdapt(NamedTuple):
 class Tally(NamedTuple):
     """Sums over the sweeps of a window; ``count`` is that of an edge's trials ``(K,)``.
 
-    ``e`` is the residual of the start's mean, ``u`` the noised state, ``s`` its score + u;
+    ``count_rtk`` and ``rejection_rtk`` are of those that were no plain swaps; ``e`` is the residual of the start's mean, ``u`` the noised state, ``s`` its score + u;
     ``sum_scores`` sums ``s s^T`` over the states of each level, ``num_states`` of them.
     """
 
     count: jax.Array
     rejection: jax.Array
+    count_rtk: jax.Array
+    rejection_rtk: jax.Array
     sum_e: jax.Array
     sum_u: jax.Array
     sum_s: jax.Array
@@ -130,6 +160,8 @@ def empty_tally(settings: LadderAdapt) -> Tally:
     return Tally(
         count=scalar,
         rejection=scalar,
+        count_rtk=scalar,
+        rejection_rtk=scalar,
         sum_e=vector,
         sum_u=vector,
         sum_s=vector,
@@ -162,14 +194,20 @@ def add_sweep(
     clean = lambda x: jnp.where(
         tried.reshape(tried.shape + (1,) * (x.ndim - 2)) & jnp.isfinite(x), x, 0.0
     )
+    # a plain swap shows nothing of the Gaussian start
+    by_rtk = tried & (info.is_swap == 0.0)
+    of_rtk = lambda x: jnp.where(by_rtk.reshape(by_rtk.shape + (1,) * (x.ndim - 2)), clean(x), 0.0)
     pull = info.upper_score + info.upper
-    e, u, s = map(clean, (info.residual, info.upper, pull))
+    e, u, s = map(of_rtk, (info.residual, info.upper, pull))
+    rejection = clean(1.0 - info.swap_accept_prob)
     down, up = bridge_terms(info.down_work, info.up_work, centre[None])
     dot = lambda p, q: jnp.sum(p * q, axis=(0, 2))
     squares = "cka,cka->ka" if tally.sum_ee.ndim == 2 else "cka,ckb->kab"
     new = Tally(
         count=jnp.sum(one, axis=0),
-        rejection=jnp.sum(clean(1.0 - info.swap_accept_prob), axis=0),
+        rejection=jnp.sum(rejection, axis=0),
+        count_rtk=jnp.sum(by_rtk.astype(scores.dtype), axis=0),
+        rejection_rtk=jnp.sum(of_rtk(rejection), axis=0),
         sum_e=jnp.sum(e, axis=0),
         sum_u=jnp.sum(u, axis=0),
         sum_s=jnp.sum(s, axis=0),
@@ -192,8 +230,9 @@ def first_settings(
     likelihood_variance: jax.Array,
     start_variance: jax.Array,
     curvature: jax.Array,
-    step_size: float,
+    step_size: jax.Array | float,
     *,
+    swap_share: float = 0.0,
     dense: bool = True,
 ) -> LadderAdapt:
     """Before any sweep: Tweedie's mean and an analytic diagonal covariance.
@@ -204,6 +243,7 @@ def first_settings(
         start_variance: of each edge, in units of ``v``, ``(K, dim)``.
         curvature: mean squared score of levels 0 to K - 1, ``(K, dim)``.
         step_size: of the local moves.
+        swap_share: how often an edge tries a plain swap at first.
         dense: whether covariances are matrices.
     """
     num_levels, dim = start_variance.shape
@@ -224,6 +264,8 @@ def first_settings(
         curvature=matrices(curvature),
         scale=matrices(1.0 / jnp.sqrt(curvature)),
         centre=0.0 * one,
+        swap_share=swap_share * one,
+        barrier=Barrier(times, jnp.zeros_like(times), jnp.zeros_like(times)),
     )
 
 
@@ -236,7 +278,7 @@ def edges_of(settings: LadderAdapt) -> Edges:
     log_det = jnp.sum(jnp.log(diagonal_of(settings.root)), axis=-1) + dim * jnp.log(
         width
     )
-    wide = _like(width, settings.root)
+    wide = like(width, settings.root)
     return Edges(
         a=a,
         v=v,
@@ -250,7 +292,12 @@ def edges_of(settings: LadderAdapt) -> Edges:
 
 
 def next_settings(
-    settings: LadderAdapt, tally: Tally, *, move_levels: bool | jax.Array = True
+    settings: LadderAdapt,
+    tally: Tally,
+    *,
+    move_levels: bool | jax.Array = True,
+    choose_kind: bool = False,
+    explore: bool | jax.Array = True,
 ) -> LadderAdapt:
     """Settings after a window; where it holds no draw, nearly those before.
 
@@ -258,7 +305,11 @@ def next_settings(
         settings: in force in the window.
         tally: its sums.
         move_levels: whether the ladder may move as well.
+        choose_kind: whether each edge takes the kind of exchange that passes more often.
+        explore: whether it goes on to try the other kind now and then.
     """
+    if choose_kind:
+        settings = settings._replace(swap_share=_choose_kind(settings, tally, explore))
     settings = _fit_starts(settings, tally)
     settings = _fit_curvature(settings, tally)
     settings = settings._replace(centre=_fit_centre(settings, tally))
@@ -294,10 +345,22 @@ def _spread(accept_prob: jax.Array | np.ndarray) -> jax.Array:
     return -2.0 * ndtri(0.5 * accept_prob)
 
 
+def _choose_kind(settings: LadderAdapt, tally: Tally, explore) -> jax.Array:
+    """How often each edge tries the plain swap, by what passed in the window."""
+    count = tally.count - tally.count_rtk
+    passed_by_swap = 1.0 - (tally.rejection - tally.rejection_rtk) / jnp.maximum(count, 1.0)
+    passed_by_rtk = 1.0 - tally.rejection_rtk / jnp.maximum(tally.count_rtk, 1.0)
+    is_better = passed_by_swap > passed_by_rtk + _MARGIN
+    is_known = (count > 1.0) & (tally.count_rtk > 1.0)
+    prefers_swap = jnp.where(is_known, is_better, settings.swap_share > 0.5)
+    least = jnp.where(explore, _LEAST_SHARE, 0.0)
+    return jnp.where(prefers_swap, 1.0 - least, least)
+
+
 def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     """Least squares of the residual on u and s (two factors for all coordinates)."""
     edges = edges_of(settings)
-    n = jnp.maximum(tally.count, 1.0)
+    n = jnp.maximum(tally.count_rtk, 1.0)
     e, u, s = (x / n[:, None] for x in (tally.sum_e, tally.sum_u, tally.sum_s))
     inner = lambda total, p, q: total / n - jnp.sum(p * q, axis=-1)
     # in units of the start's own: a u, v s / a
@@ -312,21 +375,21 @@ def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     determinant = uu * ss - us**2
     fit_x = (eu * ss - es * us) / determinant
     fit_s = (es * uu - eu * us) / determinant
-    usable = jnp.isfinite(fit_x) & jnp.isfinite(fit_s) & (tally.count > 1)
+    usable = jnp.isfinite(fit_x) & jnp.isfinite(fit_s) & (tally.count_rtk > 1)
     fit_x, fit_s = (jnp.where(usable, fit, 0.0) for fit in (fit_x, fit_s))
-    count = settings.count + tally.count
-    trust = tally.count / count
+    count = settings.count + tally.count_rtk
+    trust = tally.count_rtk / count
     change_x, change_s = trust * fit_x, trust * fit_s
     shift = e - (change_x * x_unit)[:, None] * u - (change_s * s_unit)[:, None] * s
     width = jnp.sqrt(edges.v)
     product = e**2 if tally.sum_ee.ndim == 2 else e[:, :, None] * e[:, None, :]
-    around = tally.sum_ee / _like(n, tally.sum_ee) - product
+    around = tally.sum_ee / like(n, tally.sum_ee) - product
     # what the new factors explain is no longer around: of all directions alike
     explained = fit_x * eu + fit_s * es
     variance = jnp.sum(diagonal_of(around), axis=-1)
     left = 1.0 - jnp.clip(explained / jnp.maximum(variance, 1e-30), 0.0, 0.99)
-    seen = _shrunk(around * _like(left / jnp.square(width), around), n)
-    weight = _like(trust, around)
+    seen = shrunk(around * like(left / jnp.square(width), around), n)
+    weight = like(trust, around)
     return settings._replace(
         mean_x=settings.mean_x + change_x,
         mean_score=settings.mean_score + change_s,
@@ -338,32 +401,11 @@ def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
 
 def _fit_curvature(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     n = tally.num_states
-    seen = _shrunk(tally.sum_scores / jnp.maximum(n, 1.0), n)
+    seen = shrunk(tally.sum_scores / jnp.maximum(n, 1.0), n)
     weight = n / (n + _PRIOR_COUNT)
     return settings._replace(
         curvature=weight * seen + (1.0 - weight) * settings.curvature
     )
-
-
-def _shrunk(covariance: jax.Array, count: jax.Array) -> jax.Array:
-    """Correlations pulled to 0 as far as they may be sampling noise.
-
-    n draws of d coordinates give d (d - 1) spurious squared correlations of 1 / n each:
-    at d = 64 a few hundred draws of a full covariance would cost an exchange several
-    nats. The factor is the one of least expected squared error (Schafer & Strimmer,
-    *Statistical Applications in Genetics and Molecular Biology*, 2005).
-    """
-    if covariance.ndim == 2:
-        return covariance
-    dim = covariance.shape[-1]
-    variance = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 1e-12)
-    sd = jnp.sqrt(variance)
-    correlation = covariance / (sd[:, :, None] * sd[:, None, :])
-    off = 1.0 - jnp.eye(dim, dtype=covariance.dtype)[None]
-    observed = jnp.sum(jnp.square(correlation) * off, axis=(-2, -1))
-    spurious = dim * (dim - 1.0) / jnp.maximum(count, 1.0)
-    keep = jnp.clip(1.0 - spurious / jnp.maximum(observed, 1e-12), 0.0, 1.0)
-    return covariance * (1.0 - off + jnp.reshape(keep, (-1, 1, 1)) * off)
 
 
 def _fit_centre(settings: LadderAdapt, tally: Tally) -> jax.Array:
@@ -382,11 +424,10 @@ def _move_levels(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     share = jnp.sqrt(_spread(1.0 - rejection))
     cumulative = jnp.concatenate([jnp.zeros(1, share.dtype), jnp.cumsum(share)])
     old_index = jnp.arange(num_levels + 1, dtype=share.dtype)
-    goal = jnp.linspace(0.0, 1.0, num_levels + 1, dtype=share.dtype) * cumulative[-1]
-    index = jnp.interp(goal, cumulative, old_index)
-    place = jnp.log(jnp.expm1(2.0 * settings.times) + _SMALLEST_NOISE**2)
-    new_place = jnp.interp(index, old_index, place)
-    times = 0.5 * jnp.log1p(jnp.maximum(jnp.exp(new_place) - _SMALLEST_NOISE**2, 0.0))
+    place = place_of(settings.times, settings.likelihood_variance)
+    new_place = _equal_shares(place, cumulative, settings)
+    index = jnp.interp(new_place, place, old_index)
+    times = _time_at(new_place, settings.likelihood_variance)
     times = times.at[0].set(0.0).at[-1].set(settings.times[-1])
 
     at_levels = index[:-1]
@@ -405,7 +446,47 @@ def _move_levels(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
         count=_MEMORY * _between(settings.count, at_edges),
         curvature=_between(settings.curvature, at_levels),
         centre=jnp.diff(jnp.interp(index, old_index, total)),
+        swap_share=_between(settings.swap_share, at_edges),
     )
+
+
+def place_of(times: jax.Array, likelihood_variance: jax.Array) -> jax.Array:
+    """Where levels lie on the axis that interpolation runs along."""
+    smallest = jnp.minimum(
+        _SMALLEST_VARIANCE, _PART_OF_LIKELIHOOD * likelihood_variance
+    )
+    return jnp.log(jnp.expm1(2.0 * times) + smallest)
+
+
+def _time_at(place: jax.Array, likelihood_variance: jax.Array) -> jax.Array:
+    smallest = jnp.exp(place_of(jnp.zeros(()), likelihood_variance))
+    return 0.5 * jnp.log1p(jnp.maximum(jnp.exp(place) - smallest, 0.0))
+
+
+def levels_by_barrier(
+    barrier: Barrier, likelihood_variance: jax.Array, num: int
+) -> jax.Array:
+    """``num`` times from 0 to the barrier's last, at equal shares of its height."""
+    theirs = place_of(barrier.times, likelihood_variance)
+    goal = jnp.linspace(0.0, 1.0, num) * barrier.height[-1]
+    # strictly increasing also where nothing was hard
+    rising = barrier.height + 1e-6 * barrier.height[-1] * (theirs - theirs[0])
+    goal = goal * rising[-1] / jnp.maximum(barrier.height[-1], 1e-30)
+    times = _time_at(jnp.interp(goal, rising, theirs), likelihood_variance)
+    return times.at[0].set(0.0).at[-1].set(barrier.times[-1])
+
+
+def _equal_shares(place, cumulative, settings: LadderAdapt) -> jax.Array:
+    """Places of levels between which the draws' barrier and the population's are equal."""
+    found = settings.barrier
+    theirs = place_of(found.times, settings.likelihood_variance)
+    height = found.height[-1]
+    weight = jnp.where(height > 0.0, _SHARE_OF_POPULATION, 0.0)
+    everywhere = jnp.sort(jnp.concatenate([place, theirs]))
+    own = jnp.interp(everywhere, place, cumulative) / cumulative[-1]
+    of_all = jnp.interp(everywhere, theirs, found.height) / jnp.maximum(height, 1e-30)
+    total = (1.0 - weight) * own + weight * of_all
+    return jnp.interp(jnp.linspace(0.0, 1.0, place.shape[0]), total, everywhere)
 
 
 def _between(rows: jax.Array, index: jax.Array) -> jax.Array:
@@ -413,7 +494,7 @@ def _between(rows: jax.Array, index: jax.Array) -> jax.Array:
     last = rows.shape[0] - 1
     index = jnp.clip(index, 0.0, float(last))
     low = jnp.clip(jnp.floor(index).astype(int), 0, max(last - 1, 0))
-    part = _like(index - low, rows)
+    part = like(index - low, rows)
     return (1.0 - part) * rows[low] + part * rows[jnp.minimum(low + 1, last)]
 
 
@@ -423,55 +504,10 @@ def _factorise(settings: LadderAdapt) -> LadderAdapt:
         root = jnp.sqrt(jnp.maximum(settings.covariance, 1e-12))
         scale = jax.lax.rsqrt(jnp.maximum(settings.curvature, 1e-12))
         return settings._replace(root=root, inverse_root=1.0 / root, scale=scale)
-    root, inverse_root = _roots(_definite(settings.covariance))
-    _, inverse = _roots(_definite(settings.curvature))
+    root, inverse_root = roots(definite(settings.covariance))
+    _, inverse = roots(definite(settings.curvature))
     return settings._replace(
         root=root, inverse_root=inverse_root, scale=jnp.swapaxes(inverse, -1, -2)
     )
 
 
-def _definite(matrices: jax.Array) -> jax.Array:
-    """With the little on the diagonal that a Cholesky root in float32 needs."""
-    dim = matrices.shape[-1]
-    mean = jnp.trace(matrices, axis1=-2, axis2=-1) / dim
-    eye = jnp.eye(dim, dtype=matrices.dtype)[None]
-    return matrices + (1e-5 * mean + 1e-12)[..., None, None] * eye
-
-
-def _roots(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Lower Cholesky roots of ``(K, dim, dim)``, and their inverses.
-
-    Written out, since two batched LAPACK calls at a time can deadlock on the CPU: each
-    waits on the one thread pool that both run in (seen with jaxlib 0.10.2, 2 cores).
-    """
-    dim = matrices.shape[-1]
-    index = jnp.arange(dim)
-
-    def column(j, carry):
-        rest, root = carry
-        pivot = jnp.sqrt(jnp.maximum(rest[:, j, j], 1e-30))[:, None]
-        new = jnp.where(index[None] >= j, rest[:, :, j] / pivot, 0.0)
-        rest = rest - new[:, :, None] * new[:, None, :]
-        return rest, root.at[:, :, j].set(new)
-
-    _, root = jax.lax.fori_loop(0, dim, column, (matrices, jnp.zeros_like(matrices)))
-
-    def row(j, inverse):
-        known = jnp.einsum("kb,kbc->kc", root[:, j, :], inverse)  # rows above j
-        new = (jnp.where(index == j, 1.0, 0.0)[None] - known) / root[:, j, j][:, None]
-        return inverse.at[:, j, :].set(new)
-
-    inverse = jax.lax.fori_loop(0, dim, row, jnp.zeros_like(matrices))
-    return root, inverse
-
-
-def diagonal_of(matrices: jax.Array) -> jax.Array:
-    """The variances ``(K, dim)`` of covariances in either form."""
-    if matrices.ndim == 2:
-        return matrices
-    return jnp.diagonal(matrices, axis1=-2, axis2=-1)
-
-
-def _like(scalars: jax.Array, rows: jax.Array) -> jax.Array:
-    """``(K,)`` with as many axes as the rows have."""
-    return scalars.reshape((-1,) + (1,) * (rows.ndim - 1))

@@ -28,7 +28,7 @@ from numpyro_rtk.prior import LearnedPrior, check_density
 
 __all__ = ["Bound", "ModelProblem", "Problem", "ScoreProblem"]
 
-_NUM_PRIOR_DRAWS = 64
+_NUM_PRIOR_DRAWS = 1000
 
 
 class Bound(NamedTuple):
@@ -55,6 +55,7 @@ class Problem:
     model: Callable | None = None
     dim: int
     num_ordinary: int = 0
+    has_prior: np.ndarray = np.zeros(0, bool)
     has_energy: bool
 
     def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
@@ -190,13 +191,6 @@ class ModelProblem(Problem):
         learned = {
             n: s for n, s in latent.items() if _learned_prior(s["fn"]) is not None
         }
-        if not learned and self.path is None:
-            raise ValueError(
-                "`model` must have at least one latent site with a `LearnedPrior`, or "
-                f"`path` must be given; got latent sites {sorted(latent)}. Write "
-                '`numpyro.sample("x", rtk.LearnedPrior(...))`, or pass `path="gaussian"` '
-                "to anneal from a Gaussian fitted in warm-up (see also NUTS)."
-            )
         self.has_energy = all(_prior_of(site).has_energy for site in learned.values())
         sites, transforms, dynamic = {}, {}, False
         for name, site in latent.items():
@@ -213,6 +207,11 @@ class ModelProblem(Problem):
             site["type"] == "deterministic" for site in trace.values()
         )
         self.num_ordinary = sum(site.size for site in self.ordinary)
+        proper = [
+            np.full(site.size, _has_prior(latent[site.name]["fn"]))
+            for site in self.ordinary
+        ]
+        self.has_prior = np.concatenate([*proper, np.zeros(0, bool)])
         self.dim = self.num_ordinary + sum(site.size for site in self.learned)
 
     def _find_coupling(self, args: tuple, kwargs: dict) -> bool:
@@ -467,6 +466,13 @@ def _learned_prior(fn: Any) -> LearnedPrior | None:
     while isinstance(fn, wrappers):
         fn = fn.base_dist
     return fn if isinstance(fn, LearnedPrior) else None
+
+
+def _has_prior(fn: Any) -> bool:
+    """Whether the site's prior can be drawn from."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return not isinstance(fn, dist.ImproperUniform)
 
 
 def _prior_of(site: dict) -> LearnedPrior:

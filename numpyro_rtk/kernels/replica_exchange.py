@@ -19,78 +19,71 @@ from numpyro_rtk._checks import (
     check_positive,
     check_positive_int,
 )
-from numpyro_rtk.core.adapt import Moments, adapt_step_size, add_draw, spread_of
 from numpyro_rtk.core.annealed import Path
 from numpyro_rtk.core.exchange import (
-    ExchangePlan,
     Replicas,
-    SweepInfo,
     bridge_terms,
     draw_sweeps,
     evals_per_sweep,
     evaluate_all,
     sweep,
 )
-from numpyro_rtk.core.ladder import (
-    LEAST_ACCEPTANCE,
-    LadderAdapt,
-    Tally,
-    add_sweep,
-    diagonal_of,
-    edges_of,
-    empty_tally,
-    first_settings,
-    next_settings,
-    suggest_levels,
-)
+from numpyro_rtk.core.ladder import LEAST_ACCEPTANCE, suggest_levels
 from numpyro_rtk.core.mala import mala
-from numpyro_rtk.core.population import population_down
-from numpyro_rtk.core.segment import segment_between
+from numpyro_rtk.core.modes import JumpNoise, jump, log_shares
 from numpyro_rtk.core.uld import uld
+from numpyro_rtk.core.warmup import (
+    NUM_PILOT,
+    VARIANCE_GRID,
+    Adaptation,
+    Method,
+    Prior,
+    first_adaptation,
+    learn,
+    plan_of,
+    starts_of,
+)
 from numpyro_rtk.kernels.base import GIBBS_SITES, PathKernel
 from numpyro_rtk.kernels.problem import Bound
-from numpyro_rtk.noise import Ladder, as_ladder
+from numpyro_rtk.noise import Ladder, as_ladder, noise_variance, signal
 
-__all__ = ["ExchangeAdapt", "ExchangeState", "RTKReplicaExchange"]
+__all__ = ["ExchangeState", "RTKReplicaExchange", "Tuned"]
 
 # Fewer levels make cheaper draws, more make each exchange surer; from 10 to 64 dimensions
 # 10 to 18 of them have the smallest error at equal evaluations (docs/measured.md).
 _NUM_LEVELS = 14
-# The pilot that chooses the likelihood's variance c, on the standardised scale.
-_VARIANCE_GRID = np.geomspace(1e-6, 10.0, 15)
-_PILOT_PARTICLES = 64
+# Of the population that the chains start from; enough for a mode with a hundredth of the
+# mass at the level where it has least.
+_NUM_PARTICLES = 1024
 # Beyond this many dimensions matrices would cost more than they gain; see `dense`.
 _LARGEST_DENSE = 128
-# Windows of warm-up end at these fractions of it; the levels stay after `_LAST_MOVE`, the
-# starts go on to be fitted, and what is left measures the acceptance.
-_WINDOW_ENDS = (0.06, 0.11, 0.16, 0.22, 0.29, 0.36, 0.64, 0.92)
-_LAST_MOVE = 0.37
 
 
-class ExchangeAdapt(NamedTuple):
-    """What warm-up tunes; frozen afterwards.
+class Tuned(NamedTuple):
+    """What warm-up has tuned, as each chain sees it; ``extra_fields`` may ask for it.
 
     Attributes:
-        settings: levels, starts, local spreads; see ``core/ladder.py``.
-        tally: sums of the present window.
-        loc: centre of the ordinary sites, unconstrained, ``(num_ordinary,)``.
-        scale: their scale.
-        moments: running moments of their draws.
-        reference: the other blocks' values that the levels above 0 are bound to, in a
-            ``Gibbs`` block; None otherwise.
+        step_size: local step sizes in force, ``(K,)``.
+        times: of the levels, in OU time, ``(K + 1,)``.
+        likelihood_variance: c of the path, on the standardised scale.
+        swap_share: how often each edge tries a plain swap, ``(K,)``.
     """
 
-    settings: LadderAdapt
-    tally: Tally
-    loc: jax.Array
-    scale: jax.Array
-    moments: Moments
-    reference: Any
+    step_size: jax.Array
+    times: jax.Array
+    likelihood_variance: jax.Array
+    swap_share: jax.Array
 
-    @property
-    def step_size(self) -> jax.Array:
-        """Local step sizes in force, ``(K,)``."""
-        return self.settings.step_size
+    @classmethod
+    def of(cls, adaptation: Adaptation) -> "Tuned":
+        """From all that warm-up keeps."""
+        settings = adaptation.settings
+        return cls(
+            settings.step_size,
+            settings.times,
+            settings.likelihood_variance,
+            settings.swap_share,
+        )
 
 
 class ExchangeState(NamedTuple):
@@ -105,6 +98,8 @@ class ExchangeState(NamedTuple):
         num_score_evals: network evaluations spent on this draw.
         swap_accept_prob: ``(K,)``, acceptance of the exchanges, lowest edge first.
         level_accept_prob: ``(K,)``, acceptance of the local moves, level 0 first.
+        jump_accept_prob: acceptance of the jump between modes.
+        mode: which component of the jumps' mixture the draw belongs to, most likely.
         bridge_down: ``(K,)``, terms of the evidence; see :func:`rtk.log_evidence`.
         bridge_up: ``(K,)``, likewise.
         round_trips: lineages that have gone from level 0 to the top and back, since
@@ -113,7 +108,9 @@ class ExchangeState(NamedTuple):
         bridge_sums: ``(2, K)``, sums of the terms since warm-up.
         phase: ``(K + 1,)``, where each replica's lineage has been.
         replicas: standardised positions of all levels, ``(K + 1, dim)``.
-        adapt_state: see :class:`ExchangeAdapt`; vectorised chains share one.
+        adapt_state: see :class:`Tuned`.
+        shared: all that warm-up learns, see ``core/warmup.py``; one for all vectorised
+            chains, so it has no axis of chains.
         rng_key: PRNG key of the next draw.
     """
 
@@ -125,6 +122,8 @@ class ExchangeState(NamedTuple):
     num_score_evals: jax.Array
     swap_accept_prob: jax.Array
     level_accept_prob: jax.Array
+    jump_accept_prob: jax.Array
+    mode: jax.Array
     bridge_down: jax.Array
     bridge_up: jax.Array
     round_trips: jax.Array
@@ -132,7 +131,8 @@ class ExchangeState(NamedTuple):
     bridge_sums: jax.Array
     phase: jax.Array
     replicas: jax.Array
-    adapt_state: ExchangeAdapt
+    adapt_state: Tuned
+    shared: Adaptation
     rng_key: jax.Array
 
 
@@ -155,11 +155,14 @@ class RTKReplicaExchange(PathKernel):
         score: see :class:`RTKMALA`; an energy is needed.
         num_levels: K, noise levels below the standard normal at the top (level 0, the
             posterior, included); 14 by default.
+        num_particles: of the population that goes down the ladder before the first draw:
+            it finds the modes, and every chain starts from it. More find narrower ones.
         num_sweeps: pairs of sweeps (even edges, then odd ones) per draw.
         inner: local moves: ``"mala"`` or ``"uld"`` (Metropolis-adjusted).
         num_leapfrog: leapfrog steps of a local ``"mala"`` move.
         num_inner_steps: inner steps on the reverse kernel in each exchange.
-        exchange: ``"rtk"``, or ``"swap"`` for plain swaps (for comparison).
+        exchange: ``"best"``: on each edge what warm-up found to pass more often of
+            ``"rtk"``, the reverse transition kernel, and ``"swap"``, a plain swap.
         ladder: first levels, see :class:`RTKMALA`; warm-up moves them.
         adapt_ladder: whether warm-up moves the levels.
         step_size: of the local moves; None adapts one per level.
@@ -186,11 +189,12 @@ class RTKReplicaExchange(PathKernel):
         *,
         score: Any = None,
         num_levels: int | None = None,
+        num_particles: int = _NUM_PARTICLES,
         num_sweeps: int = 2,
         inner: str = "mala",
         num_leapfrog: int = 2,
         num_inner_steps: int = 0,
-        exchange: str = "rtk",
+        exchange: str = "best",
         ladder: Ladder = "log_snr",
         adapt_ladder: bool = True,
         step_size: float | None = None,
@@ -201,7 +205,7 @@ class RTKReplicaExchange(PathKernel):
     ):
         for name, value, allowed in (
             ("inner", inner, ("mala", "uld")),
-            ("exchange", exchange, ("rtk", "swap")),
+            ("exchange", exchange, ("best", "rtk", "swap")),
         ):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}; got {value!r}.")
@@ -213,6 +217,7 @@ class RTKReplicaExchange(PathKernel):
         if num_levels is not None:
             check_positive_int("num_levels", num_levels)
         check_positive_int("num_sweeps", num_sweeps)
+        check_positive_int("num_particles", num_particles)
         check_non_negative_int("num_inner_steps", num_inner_steps)
         check_fraction("target_accept_prob", target_accept_prob)
         if step_size is not None:
@@ -234,8 +239,11 @@ class RTKReplicaExchange(PathKernel):
         self._has_warned = False
         self._num_sweeps = num_sweeps
         self._num_inner_steps = num_inner_steps
-        self._exchange = exchange
+        # inner steps go on from the Gaussian proposal, which a plain swap has not
+        self._exchange = "rtk" if num_inner_steps else exchange
+        self._follows_likelihood = isinstance(ladder, str)
         self._adapt_ladder = adapt_ladder
+        self._num_particles = num_particles
         self._dense = dense
         self._step_size = step_size
         self._target_accept_prob = target_accept_prob
@@ -253,6 +261,8 @@ class RTKReplicaExchange(PathKernel):
             "num_score_evals",
             "swap_accept_prob",
             "level_accept_prob",
+            "jump_accept_prob",
+            "mode",
             "round_trips",
             "log_evidence",
             "bridge_down",
@@ -273,14 +283,10 @@ class RTKReplicaExchange(PathKernel):
         return self._num_levels
 
     @property
-    def num_init_evals(self) -> tuple[int, int]:
-        """Evaluations before the first draw: of the pilot, and per chain.
-
-        Vectorised chains share one pilot.
-        """
-        run = _PILOT_PARTICLES * self._num_levels * (1 + self._inner.evals_per_step)
-        pilot = run * (len(_VARIANCE_GRID) if self.model is not None else 1)
-        return pilot, run
+    def num_pilot_evals(self) -> int:
+        """Evaluations of the pilot; those of the population are in ``shared.found``."""
+        run = NUM_PILOT * self._num_levels * (1 + self._inner.evals_per_step)
+        return run * len(VARIANCE_GRID) if self.model is not None else 0
 
     def get_diagnostics_str(self, state: ExchangeState) -> str:
         """Shown beside the progress bar; warns once where levels are too few."""
@@ -294,7 +300,7 @@ class RTKReplicaExchange(PathKernel):
 
     def _warn_of_few_levels(self, state: ExchangeState) -> None:
         """By the acceptance at the end of warm-up, when the driver shows a state."""
-        tally = state.adapt_state.tally
+        tally = state.shared.tally
         iteration = int(np.max(np.asarray(state.i)))
         if self._has_warned or iteration < max(self._num_warmup, 1):
             return
@@ -322,9 +328,9 @@ class RTKReplicaExchange(PathKernel):
         """
         if self._problem.num_ordinary:
             return None
-        adapt = state.adapt_state
-        bound = self._problem.bind(model_args, model_kwargs, adapt.loc, adapt.scale)
-        ground = jax.tree.map(lambda leaf: leaf[0], self._plan(adapt.settings).levels)
+        shared = state.shared
+        bound = self._problem.bind(model_args, model_kwargs, shared.loc, shared.scale)
+        ground = jax.tree.map(lambda leaf: leaf[0], self._plan(shared).levels)
 
         def one(u):
             total = bound.path(u, ground).log_density
@@ -337,14 +343,14 @@ class RTKReplicaExchange(PathKernel):
 
     @property
     def _num_pilot(self) -> int:
-        return _PILOT_PARTICLES
+        return self._num_particles
 
     @property
     def num_evals(self) -> int:
         """Network evaluations of one draw of one chain."""
         # the replicas are evaluated anew before each draw: the data may be others
         pair = evals_per_sweep(self._inner, self._num_levels, self._num_inner_steps)
-        return self._num_levels + 1 + self._num_sweeps * pair
+        return self._num_levels + 1 + self._num_sweeps * pair + 1
 
     def _check(self) -> None:
         if not self._problem.has_energy:
@@ -354,128 +360,90 @@ class RTKReplicaExchange(PathKernel):
                 "`rtk.RTKULD`, whose draws are approximate."
             )
 
+    @property
+    def _method(self) -> Method:
+        """What core needs to know of the options."""
+        dim = self._problem.dim
+        return Method(
+            inner=self._inner,
+            times=self._times,
+            follows_likelihood=self._follows_likelihood,
+            adapt_ladder=self._adapt_ladder,
+            exchange=self._exchange,
+            dense=dim <= _LARGEST_DENSE if self._dense is None else self._dense,
+            step_size=self._step_size,
+            target_accept_prob=self._target_accept_prob,
+            num_particles=self._num_particles,
+            has_likelihood=self.model is not None,
+        )
+
     def _build(self, rng_key, init_params, args, kwargs, is_single):
-        """Adaptation from the first chain's key, shared by vectorised chains."""
+        """One population, from the first chain's key; each chain starts from its own part."""
         first = rng_key if is_single else rng_key[0]
-        adapt = self._first_adapt(jr.fold_in(first, 1), args, kwargs)
-        one = lambda key, params: self._init_one(key, params, adapt, args, kwargs)
+        key_prior, key_moment, key_down = jr.split(jr.fold_in(first, 1), 3)
+        loc, scale = self._problem.ordinary_location(key_prior, args, kwargs)
+        bound = self._problem.bind(args, kwargs, loc, scale)
+        moment = paths.calibrate(key_moment, bound.base, self._times, self._problem.dim)
+        prior = Prior(jnp.asarray(self._times, moment.dtype), moment)
+        shared, population = first_adaptation(
+            key_down,
+            bound.path,
+            paths.levels_of,
+            self._method,
+            prior,
+            loc,
+            scale,
+            kwargs.get(GIBBS_SITES),
+        )
+        one = lambda key, params: self._init_one(
+            key, params, shared, population, args, kwargs
+        )
         build = one if is_single else jax.vmap(one)
         state, has_start = build(rng_key, init_params)
-        return state._replace(adapt_state=adapt), has_start
+        return state._replace(shared=shared), has_start
 
-    def _first_adapt(self, key, args, kwargs) -> ExchangeAdapt:
-        key_prior, key_moment, key_pilot = jr.split(key, 3)
-        loc, scale = self._problem.ordinary_location(key_prior, args, kwargs)
-        dim = self._problem.dim
-        bound = self._problem.bind(args, kwargs, loc, scale)
-        moment = paths.calibrate(key_moment, bound.base, self._times, dim)
-        dtype = moment.dtype
-        times = jnp.asarray(self._times, dtype)
-        segments = segment_between(times[:-1], times[1:], moment[1:])
-        step_size = self._step_size
-        if step_size is None:
-            step_size = 0.8 * min(1.0, (dim / 4.0) ** -(1.0 / 6.0))
-        settings = first_settings(
-            times,
-            jnp.ones((), dtype),
-            segments.start_variance / segments.v[:, None],
-            moment[:-1],
-            step_size,
-            dense=dim <= _LARGEST_DENSE if self._dense is None else self._dense,
-        )
-        adapt = ExchangeAdapt(
-            settings=settings,
-            tally=empty_tally(settings),
-            loc=loc,
-            scale=scale,
-            moments=Moments(
-                jnp.zeros((), int), jnp.zeros_like(loc), jnp.zeros_like(loc)
-            ),
-            reference=kwargs.get(GIBBS_SITES),
-        )
-        return self._choose_variance(key_pilot, bound, adapt)
-
-    def _choose_variance(self, key, bound: Bound, adapt: ExchangeAdapt):
-        """The c whose works vary least down the ladder, and what its population says."""
-        settings = adapt.settings
-        is_dense = settings.curvature.ndim == 3
-
-        def pilot(inputs):
-            key, variance = inputs
-            plan = self._plan(settings._replace(likelihood_variance=variance))
-            population = population_down(
-                key, bound.path, plan, self._inner, _PILOT_PARTICLES
-            )
-            centre = jax.nn.logsumexp(population.work, axis=1)
-            curvature = _curvature(population.evaluation.score[:-1], is_dense)
-            return _hardness(population.work), curvature, centre
-
-        grid = settings.likelihood_variance[None]
-        if self.model is not None:
-            grid = jnp.asarray(_VARIANCE_GRID, settings.likelihood_variance.dtype)
-        found = jax.lax.map(pilot, (jr.split(key, len(grid)), grid))
-        best = jnp.argmin(found[0])
-        _, curvature, centre = jax.tree.map(lambda leaf: leaf[best], found)
-        centre = centre - np.log(_PILOT_PARTICLES)
-        settings = settings._replace(
-            likelihood_variance=_between_variances(grid, found[0], best),
-            curvature=curvature,
-            centre=jnp.where(jnp.isfinite(centre), centre, 0.0),
-        )
-        # nothing is counted yet: this only takes the roots
-        settings = next_settings(settings, adapt.tally, move_levels=False)
-        return adapt._replace(settings=settings)
-
-    def _init_one(self, key, init_params, adapt, args, kwargs):
-        key, key_start, key_pick = jr.split(key, 3)
-        bound = self._problem.bind(args, kwargs, adapt.loc, adapt.scale)
-        plan = self._plan(adapt.settings)
-        population = population_down(
-            key_start, bound.path, plan, self._inner, _PILOT_PARTICLES
-        )
-        num_levels = self._num_levels
-        # an independent choice at every level, among particles that have a density
-        alive = jnp.isfinite(population.evaluation.log_density)
-        chosen = jr.categorical(key_pick, jnp.where(alive, 0.0, -jnp.inf), axis=-1)
-        replicas = population.position[jnp.arange(num_levels + 1), chosen]
-        has_start = jnp.all(jnp.any(alive, axis=-1))
+    def _init_one(self, key, init_params, shared, population, args, kwargs):
+        key, key_start, key_noise = jr.split(key, 3)
+        bound = self._problem.bind(args, kwargs, shared.loc, shared.scale)
+        plan = self._plan(shared)
+        path = self._path(bound, shared, args, kwargs)
+        replicas = starts_of(key_start, population, shared.settings)
         z = bound.unflatten(replicas[0])
         if init_params is not None:
             z = self._start_from(init_params, args, kwargs, z)
-            replicas = replicas.at[0].set(bound.flatten(z))
-        path = self._path(bound, adapt, args, kwargs)
+            replicas = _noised_start(key_noise, bound.flatten(z), replicas, path, plan)
         evaluation = evaluate_all(path, plan.levels, replicas)
-        has_start &= jnp.isfinite(evaluation.log_density[0])
-        dtype = replicas.dtype
-        nothing = jnp.zeros(num_levels, dtype)
+        has_start = jnp.isfinite(evaluation.log_density[0])
+        dtype, num_levels = replicas.dtype, self._num_levels
+        nothing, zero = jnp.zeros(num_levels, dtype), jnp.zeros((), dtype)
         state = ExchangeState(
             i=jnp.zeros((), int),
             z=z,
             potential_energy=bound.log_volume - evaluation.log_density[0],
-            accept_prob=jnp.zeros((), dtype),
+            accept_prob=zero,
             diverging=jnp.array(False),
             num_score_evals=jnp.asarray(self.num_evals),
             swap_accept_prob=nothing,
             level_accept_prob=nothing,
+            jump_accept_prob=zero,
+            mode=jnp.zeros((), int),
             bridge_down=nothing,
             bridge_up=nothing,
             round_trips=jnp.zeros((), int),
-            log_evidence=jnp.sum(adapt.settings.centre),
+            log_evidence=jnp.sum(shared.settings.centre),
             bridge_sums=jnp.zeros((2, num_levels), dtype),
             phase=jnp.zeros(num_levels + 1, int).at[0].set(1),
             replicas=replicas,
-            adapt_state=None,  # type: ignore[arg-type]
+            adapt_state=Tuned.of(shared),
+            shared=None,  # type: ignore[arg-type]
             rng_key=key,
         )
         return state, has_start
 
-    def _plan(self, settings: LadderAdapt) -> ExchangePlan:
-        levels = paths.levels_of(settings.times, settings.likelihood_variance)
-        return ExchangePlan(
-            levels, edges_of(settings), settings.step_size, settings.scale
-        )
+    def _plan(self, shared: Adaptation):
+        return plan_of(shared.settings, paths.levels_of)
 
-    def _path(self, bound: Bound, adapt: ExchangeAdapt, args, kwargs) -> Path:
+    def _path(self, bound: Bound, adapt: Adaptation, args, kwargs) -> Path:
         """The path; in a Gibbs block only level 0 follows the other blocks.
 
         The levels above stay bound to values of theirs that are frozen after warm-up:
@@ -498,7 +466,7 @@ class RTKReplicaExchange(PathKernel):
     ) -> ExchangeState:
         """One draw (with vectorised chains: one per chain)."""
         kwargs = {} if model_kwargs is None else model_kwargs
-        adapt = state.adapt_state
+        shared = state.shared
         is_single = is_prng_key(state.rng_key)
         iteration = state.i if is_single else state.i[0]
         if GIBBS_SITES in kwargs:
@@ -506,35 +474,44 @@ class RTKReplicaExchange(PathKernel):
             reference = jax.tree.map(
                 lambda new, old: jnp.where(in_warmup, new, old),
                 kwargs[GIBBS_SITES],
-                adapt.reference,
+                shared.reference,
             )
-            adapt = adapt._replace(reference=reference)
-        step = lambda s: self._draw(s, adapt, model_args, kwargs)
-        chains = state._replace(adapt_state=None)
+            shared = shared._replace(reference=reference)
+        chains = state._replace(shared=None)
         if is_single:
-            new, info, scores = step(chains)
-            first_axis = lambda leaf: leaf[:, None]
-            info, scores, draws = (
-                jax.tree.map(first_axis, info),
-                scores[:, None],
-                jax.tree.map(lambda leaf: leaf[None], new.z),
-            )
+            chains = jax.tree.map(lambda leaf: leaf[None], chains)
+        step = lambda s: self._draw(s, shared, model_args, kwargs)
+        # sweeps first, then chains
+        new, info, scores = jax.vmap(step, out_axes=(0, 1, 1))(chains)
+        shared = learn(
+            shared,
+            self._method,
+            self._num_warmup,
+            iteration,
+            info,
+            scores,
+            new.replicas[:, 0],
+            jax.vmap(self._problem.ordinary_values)(new.z),
+            self._problem.has_prior,
+        )
+        tuned = Tuned.of(shared)
+        if is_single:
+            new = jax.tree.map(lambda leaf: leaf[0], new)
         else:
-            # sweeps first, then chains
-            new, info, scores = jax.vmap(step, out_axes=(0, 1, 1))(chains)
-            draws = new.z
-        adapt = self._adapt(adapt, iteration, info, scores, draws)
-        return new._replace(adapt_state=adapt)
+            num = len(new.i)
+            each = lambda leaf: jnp.broadcast_to(leaf, (num, *leaf.shape))
+            tuned = jax.tree.map(each, tuned)
+        return new._replace(adapt_state=tuned, shared=shared)
 
     def _sample_one(self, state, args, kwargs):
         return self.sample(state, args, kwargs)
 
-    def _draw(self, state, adapt: ExchangeAdapt, args, kwargs):
+    def _draw(self, state, adapt: Adaptation, args, kwargs):
         """One chain's sweeps; also what adaptation learns from, per sweep."""
         bound = self._problem.bind(args, kwargs, adapt.loc, adapt.scale)
         path = self._path(bound, adapt, args, kwargs)
-        plan, settings = self._plan(adapt.settings), adapt.settings
-        key, key_sweeps = jr.split(state.rng_key)
+        plan, settings = self._plan(adapt), adapt.settings
+        key, key_sweeps, key_jump = jr.split(state.rng_key, 3)
         # the draw is kept in the user's coordinates, which warm-up's scaling leaves
         position = state.replicas.at[0].set(bound.flatten(state.z))
         evaluation = evaluate_all(path, plan.levels, position)
@@ -550,7 +527,6 @@ class RTKReplicaExchange(PathKernel):
                 self._inner,
                 parity,
                 num_steps=self._num_inner_steps,
-                exchange=self._exchange,
             )
             return replicas, (info, replicas.evaluation.score[:-1])
 
@@ -560,7 +536,7 @@ class RTKReplicaExchange(PathKernel):
         )
         inputs = (noise, jnp.arange(num_half) % 2)
         after, (info, scores) = jax.lax.scan(body, before, inputs)
-
+        after, jump_accept, mode = _jump(key_jump, after, path, plan, adapt.modes)
         z = bound.unflatten(after.position[0])
         moved = jnp.any(after.position[0] != position[0])
         z = jax.tree.map(lambda new, old: jnp.where(moved, new, old), z, state.z)
@@ -580,6 +556,8 @@ class RTKReplicaExchange(PathKernel):
             diverging=jnp.any(info.is_diverging),
             swap_accept_prob=swap,
             level_accept_prob=jnp.mean(info.local_accept_prob, axis=0),
+            jump_accept_prob=jump_accept,
+            mode=mode,
             bridge_down=down,
             bridge_up=up,
             round_trips=jnp.where(is_kept, after.round_trips, 0),
@@ -591,107 +569,28 @@ class RTKReplicaExchange(PathKernel):
         )
         return new, info, scores
 
-    # -- warm-up -------------------------------------------------------------------
 
-    def _adapt(self, adapt: ExchangeAdapt, iteration, info: SweepInfo, scores, draws):
-        """``info`` and ``scores`` have leading axes (sweeps, chains)."""
-        if self._num_warmup == 0:
-            return adapt
-        learn = lambda: self._learn(adapt, iteration, info, scores, draws)
-        return jax.lax.cond(iteration < self._num_warmup, learn, lambda: adapt)
-
-    def _learn(self, adapt: ExchangeAdapt, iteration, info, scores, draws):
-        settings = adapt.settings
-        # a few wild scores of a learned network must not set the scale of all
-        spread = jnp.sqrt(diagonal_of(settings.curvature))
-        scores = jnp.clip(scores, -10.0 * spread, 10.0 * spread)
-
-        def add(tally, inputs):
-            sweeps, states = inputs
-            return add_sweep(tally, sweeps, states, settings.centre), None
-
-        tally, _ = jax.lax.scan(add, adapt.tally, (info, scores))
-        if self._step_size is None:
-            steps = adapt_step_size(
-                settings.steps,
-                jnp.mean(info.local_accept_prob, axis=(0, 1)),
-                self._target_accept_prob,
-                iteration,
-                self._num_warmup,
-                self._inner.largest_step,
-            )
-            settings = settings._replace(steps=steps)
-        adapt = adapt._replace(settings=settings, tally=tally)
-        if self._problem.num_ordinary:
-            values = jax.vmap(self._problem.ordinary_values)(draws)
-            moments, _ = jax.lax.scan(
-                lambda moments, value: (add_draw(moments, value), None),
-                adapt.moments,
-                values,
-            )
-            adapt = adapt._replace(moments=moments)
-        ends = self._window_ends()
-        if not ends:
-            return adapt
-        is_end = jnp.any(iteration + 1 == jnp.asarray(ends))
-        return jax.lax.cond(
-            is_end, lambda: self._end_window(adapt, iteration), lambda: adapt
-        )
-
-    def _window_ends(self) -> list[int]:
-        ends = sorted({int(f * self._num_warmup) for f in _WINDOW_ENDS})
-        return [end for end in ends if end > 1]
-
-    def _end_window(self, adapt: ExchangeAdapt, iteration) -> ExchangeAdapt:
-        may_move = self._adapt_ladder & (iteration < _LAST_MOVE * self._num_warmup)
-        settings = next_settings(adapt.settings, adapt.tally, move_levels=may_move)
-        loc, scale = adapt.loc, adapt.scale
-        if self._problem.num_ordinary:
-            new_loc, new_scale = spread_of(adapt.moments, loc, scale)
-            loc = jnp.where(may_move, new_loc, loc)
-            scale = jnp.where(may_move, new_scale, scale)
-        return adapt._replace(
-            settings=settings,
-            tally=jax.tree.map(jnp.zeros_like, adapt.tally),
-            loc=loc,
-            scale=scale,
-            moments=jax.tree.map(jnp.zeros_like, adapt.moments),
-        )
+def _jump(key, replicas: Replicas, path: Path, plan, modes):
+    """One jump at level 0, its acceptance, and the mode that the draw is in."""
+    ground = jax.tree.map(lambda leaf: leaf[0], (plan.levels, replicas.evaluation))
+    position, evaluation, accept_prob = jump(
+        JumpNoise.draw(key, modes), replicas.position[0], ground[1], path, ground[0], modes
+    )
+    put = lambda all_levels, one: all_levels.at[0].set(one)
+    after = replicas._replace(
+        position=put(replicas.position, position),
+        evaluation=jax.tree.map(put, replicas.evaluation, evaluation),
+    )
+    return after, accept_prob, jnp.argmax(log_shares(modes, position[None])[0])
 
 
-def _curvature(scores: jax.Array, is_dense: bool) -> jax.Array:
-    """Second moments of scores ``(K, n, dim)`` at each level, full or their diagonals."""
-    diagonal = jnp.mean(jnp.square(scores), axis=1)
-    if not is_dense:
-        return diagonal
-    # few particles see little of the off-diagonal: half of it
-    full = jnp.einsum("kna,knb->kab", scores, scores) / scores.shape[1]
-    return 0.5 * full + 0.5 * jax.vmap(jnp.diag)(diagonal)
+def _noised_start(key, start, replicas, path: Path, plan):
+    """The user's start at level 0, and with each level's noise above it.
 
-
-def _between_variances(grid: jax.Array, hardness: jax.Array, best: jax.Array):
-    """Where the parabola through the best variance and its neighbours is lowest.
-
-    In the logarithm, the grid's steps being equal there. Two neighbours can be as good as
-    each other, and 64 particles then choose the worse one of them now and again.
+    Where that has no density the population's particle stays.
     """
-    if len(grid) < 3:
-        return grid[best]
-    middle = jnp.clip(best, 1, len(grid) - 2)
-    below, at, above = (hardness[middle + i] for i in (-1, 0, 1))
-    bend = below - 2.0 * at + above
-    step = 0.5 * (below - above) / jnp.where(bend > 0.0, bend, jnp.inf)
-    step = jnp.where((middle == best) & jnp.isfinite(step), step, best - middle)
-    return grid[middle] * (grid[1] / grid[0]) ** step
-
-
-def _hardness(work: jax.Array) -> jax.Array:
-    """Sum over the edges of the works' standard deviations.
-
-    Not bounded: once levels have moved to equal rejection the sum is what counts, and a
-    c so small that one edge holds everything must not look easy.
-    """
-    alive = jnp.isfinite(work)
-    lowest = jnp.min(jnp.where(alive, work, jnp.inf), axis=1, keepdims=True)
-    floor = jnp.where(jnp.isfinite(lowest), lowest, 0.0) - 20.0
-    return jnp.sum(jnp.std(jnp.where(alive, work, floor), axis=1))
+    t = plan.levels.t[:, None]
+    noise = jr.normal(key, replicas.shape, replicas.dtype).at[0].set(0.0)
+    noised = signal(t) * start + jnp.sqrt(noise_variance(t)) * noise
+    usable = jnp.isfinite(evaluate_all(path, plan.levels, noised).log_density)
+    return jnp.where(usable.at[0].set(True)[:, None], noised, replicas)

@@ -1,0 +1,265 @@
+r"""Jumps between modes: an independence move from a mixture fitted to the population.
+
+Through the ladder a draw changes its mode only as often as a replica takes the other mode
+at every level. Where modes have different widths the narrow one is rare at some level (a
+tempered mode of relative width :math:`\rho` has :math:`\rho^d` of its weight), and the way
+through is narrow. A Gaussian mixture :math:`q` that was fitted to the population, which
+came down that way with all its particles, proposes the modes directly:
+
+.. math:: z \sim q, \qquad \text{accepted with}\quad
+          \min\Bigl(1, \frac{\pi_0(z)\, q(x)}{\pi_0(x)\, q(z)}\Bigr)
+
+leaves :math:`\pi_0` invariant whatever was fitted (Tierney, *Annals of Statistics* 1994).
+It costs one evaluation, and pays where modes are few and about Gaussian; where they are
+not, it is refused, and the exchange does the work.
+
+Warm-up's draws go on to fit each component: by sums weighted with their responsibilities,
+so that one which no draw has visited stays as the population left it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from numpyro_rtk.core.annealed import Path
+from numpyro_rtk.core.covariance import definite, diagonal_of, like, roots, shrunk
+from numpyro_rtk.core.inner import accept, stretch
+from numpyro_rtk.core.segment import Evaluation
+
+__all__ = [
+    "JumpNoise",
+    "ModeTally",
+    "Modes",
+    "add_draws",
+    "empty_mode_tally",
+    "fit_modes",
+    "jump",
+    "log_shares",
+    "moved_modes",
+    "refit_modes",
+]
+
+_LOG_2PI = 1.8378770664093453
+NUM_COMPONENTS = 8
+_NUM_STEPS = 40  # of EM
+# No component is proposed less often, so that a lost mode can be found again.
+_LEAST_WEIGHT = 0.02
+# A window's draws count against this part of what a component rested on before.
+_MEMORY = 0.5
+
+
+class Modes(NamedTuple):
+    """A Gaussian mixture; covariances are matrices or diagonals, as in ``ladder.py``.
+
+    Attributes:
+        log_weight: ``(M,)``, normalised.
+        mean: ``(M, dim)``.
+        covariance: ``(M, dim, dim)`` or ``(M, dim)``.
+        root: its lower root.
+        inverse_root: the inverse of that.
+        count: points that each component rests on, ``(M,)``.
+    """
+
+    log_weight: jax.Array
+    mean: jax.Array
+    covariance: jax.Array
+    root: jax.Array
+    inverse_root: jax.Array
+    count: jax.Array
+
+
+class ModeTally(NamedTuple):
+    """Sums over draws, each shared out by the components' responsibilities."""
+
+    count: jax.Array
+    sum: jax.Array
+    square: jax.Array
+
+
+class JumpNoise(NamedTuple):
+    """Random numbers of one jump: a Gumbel ``(M,)``, normals ``(dim,)``, a uniform."""
+
+    gumbel: jax.Array
+    normal: jax.Array
+    uniform: jax.Array
+
+    @classmethod
+    def draw(cls, key: jax.Array, modes: Modes) -> "JumpNoise":
+        """From one key."""
+        keys = jr.split(key, 3)
+        (num, dim), dtype = modes.mean.shape, modes.mean.dtype
+        return cls(
+            jr.gumbel(keys[0], (num,), dtype),
+            jr.normal(keys[1], (dim,), dtype),
+            jr.uniform(keys[2], (), dtype),
+        )
+
+
+def fit_modes(
+    key: jax.Array,
+    x: jax.Array,
+    floor: jax.Array,
+    *,
+    dense: bool,
+    num_components: int = NUM_COMPONENTS,
+) -> Modes:
+    """A mixture by EM from points ``(n, dim)``.
+
+    Seeds are drawn in proportion to their squared distance from those before (k-means++,
+    Arthur & Vassilvitskii 2007), so that a small far mode gets one.
+
+    Args:
+        key: PRNG key.
+        x: the points, of equal weight; repeats are allowed.
+        floor: smallest variances, ``(dim,)``.
+        dense: whether covariances are matrices.
+        num_components: M.
+    """
+    n, dim = x.shape
+    spread = jnp.maximum(jnp.var(x, axis=0), floor)
+    keys = jr.split(key, num_components)
+
+    def seed(distance, key):
+        chosen = jr.categorical(key, jnp.log(distance + 1e-30))
+        new = jnp.sum(jnp.square(x - x[chosen]) / spread, axis=1)
+        return jnp.minimum(distance, new), x[chosen]
+
+    _, mean = jax.lax.scan(seed, jnp.ones(n, x.dtype), keys)
+    apart = jnp.sum(jnp.square(x[:, None] - mean[None]) / spread, axis=-1)
+    nearest = jax.nn.one_hot(jnp.argmin(apart, axis=1), num_components, dtype=x.dtype)
+
+    def step(_, shares):
+        return jnp.exp(log_shares(_maximise(_sums(shares, x, dense), floor), x))
+
+    shares = jax.lax.fori_loop(0, _NUM_STEPS, step, nearest)
+    return _maximise(_sums(shares, x, dense), floor)
+
+
+def log_shares(modes: Modes, x: jax.Array) -> jax.Array:
+    """Log responsibilities of points ``(n, dim)``, ``(n, M)``."""
+    return jax.nn.log_softmax(jax.vmap(lambda z: _by_component(modes, z))(x), axis=-1)
+
+
+def jump(
+    noise: JumpNoise,
+    x: jax.Array,
+    evaluation: Evaluation,
+    path: Path,
+    level,
+    modes: Modes,
+) -> tuple[jax.Array, Evaluation, jax.Array]:
+    """One independence move at a level; one evaluation.
+
+    Returns:
+        Position, evaluation, and the probability of acceptance.
+    """
+    chosen = jnp.argmax(modes.log_weight + noise.gumbel)
+    z = modes.mean[chosen] + stretch(modes.root[chosen], noise.normal)
+    at_z = path(z, level)
+    log_q = lambda point: jax.nn.logsumexp(_by_component(modes, point))
+    log_ratio = at_z.log_density - log_q(z) - evaluation.log_density + log_q(x)
+    accept_prob = jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio), 0.0))
+    position, evaluation = accept(
+        noise.uniform < accept_prob, (z, at_z), (x, evaluation)
+    )
+    return position, evaluation, accept_prob
+
+
+def empty_mode_tally(modes: Modes) -> ModeTally:
+    """Zeros for these components."""
+    zeros = jnp.zeros_like
+    return ModeTally(zeros(modes.log_weight), zeros(modes.mean), zeros(modes.covariance))
+
+
+def add_draws(tally: ModeTally, modes: Modes, x: jax.Array) -> ModeTally:
+    """Add draws ``(n, dim)``; sums are about the components' means."""
+    shares = jnp.exp(log_shares(modes, x))
+    new = _sums(shares, x, modes.covariance.ndim == 3, modes.mean)
+    return jax.tree.map(jnp.add, tally, new)
+
+
+def refit_modes(modes: Modes, tally: ModeTally, floor: jax.Array) -> Modes:
+    """The mixture after a window's draws; what none has visited stays as it was."""
+    before = _MEMORY * modes.count
+    total = before + tally.count
+    usable = total > 1e-3
+    safe = jnp.where(usable, total, 1.0)
+    shift = tally.sum / safe[:, None]
+    square = tally.square + modes.covariance * like(before, modes.covariance)
+    if square.ndim == 2:
+        spread = square / safe[:, None] - shift**2
+    else:
+        spread = square / safe[:, None, None] - shift[:, :, None] * shift[:, None, :]
+    mean = modes.mean + shift
+    weight = before / jnp.sum(before) + tally.count / jnp.maximum(jnp.sum(tally.count), 1.0)
+    new = _with_roots(weight, mean, spread, total, floor)
+    return jax.tree.map(lambda a, b: jnp.where(like(usable, a), a, b), new, modes)
+
+
+def moved_modes(modes: Modes, shift: jax.Array, factor: jax.Array) -> Modes:
+    """The same mixture of ``factor * x + shift``, both ``(dim,)``."""
+    outer = factor**2
+    if modes.covariance.ndim == 3:
+        outer = factor[:, None] * factor[None, :]
+    stretch_rows = lambda r: r * (factor[:, None] if r.ndim == 3 else factor)
+    shrink_columns = lambda r: r / factor
+    return modes._replace(
+        mean=factor * modes.mean + shift,
+        covariance=modes.covariance * outer,
+        root=stretch_rows(modes.root),
+        inverse_root=shrink_columns(modes.inverse_root),
+    )
+
+
+def _by_component(modes: Modes, x: jax.Array) -> jax.Array:
+    """``log w_j N(x; ...)``, ``(M,)``."""
+    z = jax.vmap(stretch)(modes.inverse_root, x - modes.mean)
+    volume = jnp.sum(jnp.log(diagonal_of(modes.inverse_root)), axis=-1)
+    return modes.log_weight + volume - 0.5 * (jnp.sum(z**2, axis=-1) + x.size * _LOG_2PI)
+
+
+def _sums(shares, x, dense: bool, centre=None) -> ModeTally:
+    """Of points shared out, about ``centre`` or the components' own means."""
+    count = jnp.sum(shares, axis=0)
+    if centre is None:
+        centre = (shares.T @ x) / jnp.maximum(count, 1e-6)[:, None]
+        total = centre * count[:, None]
+    else:
+        total = shares.T @ x - centre * count[:, None]
+    off = x[:, None] - centre[None]
+    if dense:
+        square = jnp.einsum("nm,nma,nmb->mab", shares, off, off)
+    else:
+        square = jnp.einsum("nm,nma->ma", shares, off**2)
+    return ModeTally(count, total, square)
+
+
+def _maximise(sums: ModeTally, floor: jax.Array) -> Modes:
+    safe = jnp.maximum(sums.count, 1e-6)
+    mean = sums.sum / safe[:, None]
+    return _with_roots(sums.count, mean, sums.square / like(safe, sums.square), sums.count, floor)
+
+
+def _with_roots(weight, mean, spread, count, floor) -> Modes:
+    """Normalised weights, and covariances that can be drawn from."""
+    dim = mean.shape[1]
+    weight = jnp.where(count > 1.0, weight / jnp.sum(weight), 0.0)
+    weight = jnp.maximum(weight, _LEAST_WEIGHT * (count > 1.0)) + 1e-12
+    log_weight = jnp.log(weight / jnp.sum(weight))
+    # what is known from few points may be wider than it looks: as the predictive law
+    wider = 1.0 + jnp.minimum((dim + 1.0) / jnp.maximum(count, 1.0), 3.0)
+    spread = shrunk(spread * like(wider, spread), jnp.maximum(count, 1.0))
+    variance = jnp.maximum(diagonal_of(spread), floor)
+    if spread.ndim == 2:
+        root = jnp.sqrt(variance)
+        return Modes(log_weight, mean, variance, root, 1.0 / root, count)
+    eye = jnp.eye(dim, dtype=mean.dtype)
+    spread = spread * (1.0 - eye) + jax.vmap(jnp.diag)(variance)
+    sd = jnp.sqrt(variance)
+    scaled = spread / (sd[:, :, None] * sd[:, None, :])
+    root, inverse = roots(definite(scaled))
+    return Modes(
+        log_weight, mean, spread, sd[:, :, None] * root, inverse / sd[:, None, :], count
+    )
