@@ -240,8 +240,9 @@ def _parsed(content: bytes, kind: Kind) -> tuple[dict[str, Any], dict[str, np.nd
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         _check_directory(members, content)
-        if archive.comment != content[-_DIGEST_SIZE:]:
-            raise ValueError("it must end with its archive")
+        starts = {member.header_offset for member in members}
+        if 0 not in starts or archive.comment != content[-_DIGEST_SIZE:]:
+            raise ValueError("nothing must stand before or after its archive")
         parts = {member.filename: archive.read(member) for member in members}
     header = _parsed_header(parts.pop(_HEADER, b""), kind)
     return header, {

@@ -131,10 +131,13 @@ def _check_site(site: SiteSpec) -> None:
             f"{site.support!r:.80}."
         )
     constraint = constraint_of(site.support)
-    if support_spec("sites", constraint) != site.support:
+    # as text: to Python, 1.0 is 1 and True
+    if repr(support_spec("sites", constraint)) != repr(site.support):
         raise ValueError(f"`sites` must describe supports; got {site.support!r:.80}.")
-    middle = transform_of(site)(jnp.zeros(unconstrained_shape(site)))
-    if not bool(np.all(constraint(middle))):
+    transform, shape = transform_of(site), unconstrained_shape(site)
+    # several: next to a large bound, the first is rounded on to it
+    values = [transform(jnp.full(shape, fill)) for fill in (0.0, 20.0, 80.0)]
+    if not any(bool(np.all(constraint(value))) for value in values):
         raise ValueError(
             f"`sites` must have possible values; got {site.support!r:.80}."
         )

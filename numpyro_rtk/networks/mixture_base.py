@@ -65,11 +65,11 @@ class MixtureBase(eqx.Module):
     def check(self, name: str) -> None:
         """Raise a ValueError, about ``name``, unless this is a mixture."""
         log_weights = np.asarray(self.log_weights, np.float64)
-        total = np.logaddexp.reduce(log_weights)
-        if not abs(total) < 1e-3:  # true of NaN as well
+        total = np.sum(np.exp(log_weights))
+        if not abs(total - 1.0) < 1e-3:  # true of NaN as well
             raise ValueError(
                 f"`{name}.log_weights` must be logs of weights with the sum 1; got the "
-                f"sum {np.exp(total)}."
+                f"sum {total}."
             )
         check_finite_values(f"{name}.axes", self.axes)
         check_finite_values(f"{name}.centres", self.centres)
