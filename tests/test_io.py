@@ -7,6 +7,7 @@ import pickle
 import stat
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -116,6 +117,13 @@ def test_loaded_model_computes_the_same(saved):
     got, expected = call(load(str(saved)), x), call(build_model(EnergyMLP), x)
     for one, two in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_in_double_precision_it_is_the_same(saved, x64):
+    again = load(saved)
+    assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype(np.float32)}
+    save(saved.parent / "again.rtk", again)
+    assert (saved.parent / "again.rtk").read_bytes() == saved.read_bytes()
 
 
 def test_numpy_opens_it(saved):
