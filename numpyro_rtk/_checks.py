@@ -1,14 +1,18 @@
 """Checks of arguments, with one wording: what it must be, what it got."""
 
 import numbers
+from typing import Any
 
 import numpy as np
 
 __all__ = [
+    "check_finite_values",
     "check_fraction",
     "check_non_negative_int",
+    "check_orthogonal",
     "check_positive",
     "check_positive_int",
+    "check_positive_values",
 ]
 
 
@@ -50,3 +54,37 @@ def check_fraction(name: str, value: object) -> None:
         raise TypeError(f"`{name}` must be a real number; got {value!r}.")
     if not 0 < value < 1:  # type: ignore[operator]
         raise ValueError(f"`{name}` must be between 0 and 1; got {value!r}.")
+
+
+def check_finite_values(name: str, values: Any) -> None:
+    """Raise unless all entries of an array are finite."""
+    num_bad = int(np.sum(~np.isfinite(np.asarray(values))))
+    if num_bad:
+        raise ValueError(
+            f"`{name}` must be finite; got {num_bad} NaN or infinite values."
+        )
+
+
+def check_positive_values(name: str, values: Any) -> None:
+    """Raise unless all entries of an array are finite and above 0."""
+    check_finite_values(name, values)
+    num_bad = int(np.sum(np.asarray(values) <= 0))
+    if num_bad:
+        raise ValueError(
+            f"`{name}` must be positive; got {num_bad} values of 0 or less."
+        )
+
+
+def check_orthogonal(name: str, matrix: Any) -> None:
+    """Raise unless a square matrix is orthogonal, as far as one vector can tell.
+
+    One product, not all: the matrix may have thousands of columns.
+    """
+    check_finite_values(name, matrix)
+    matrix = np.asarray(matrix, np.float64)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], len(matrix))
+    error = float(np.linalg.norm(matrix.T @ (matrix @ signs) - signs))
+    if error > 1e-2:
+        raise ValueError(
+            f"`{name}` must be orthogonal; got one that is off by {error}."
+        )

@@ -1,24 +1,26 @@
-r"""One safe file for a model: a JSON header and raw arrays, no pickle.
+r"""One safe file for a model: NumPy's npz with a JSON header, no pickle.
 
-The first line is the header, JSON in ASCII ending in a newline; the arrays follow in
-its order, little-endian and C-contiguous, and nothing after them::
+The header has these keys, always all of them (see :mod:`numpyro_rtk._file` for what is
+around it)::
 
-    {"format": "numpyro_rtk model", "version": 1, "model": "EnergyModel",
-     "noise_range": [0.02, 20.0], "network": "EnergyMLP",
+    {"format": "numpyro_rtk model", "model": "EnergyModel", "network": "EnergyMLP",
      "hyperparameters": {"event_shape": [2], "width": 64, "depth": 3},
-     "checksum": 2774521917,
-     "arrays": [{"name": ".network.trunk.inward", "dtype": "<f4", "shape": [2, 64]},
-                ...]}
+     "noise_range": [0.02, 20.0], "reach": 5.0, "uses_network": true, "sites": null,
+     "condition_shape": null, "base": ["GaussianBase"]}
 
-``checksum`` is the CRC-32 of the arrays' bytes. Loading builds the network from its
-hyperparameters, by a name looked up in a fixed table (and in what the caller passes),
-and fills in the arrays: nothing in a file is ever imported or executed.
+and each array the name of where it stands: ``network.trunk.inward``, ``base.variances``.
+
+Loading builds the network from its hyperparameters, by a name looked up in a fixed table
+(and in what the caller passes), fills in the arrays, which must be of its shapes and
+types, lets the model check its own numbers, and describes it again: where that is not the
+header, the file is refused. Saving does the same first, so that what is saved can be
+loaded, and drawn from.
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -27,8 +29,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from numpyro_rtk._checks import check_positive, check_positive_int
-from numpyro_rtk._file import read_arrays, write_arrays
+from numpyro_rtk._file import Kind, from_arrays, read, refusing, to_arrays, write
+from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.condition import Conditioning
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.energy_set import EnergySet
@@ -38,38 +40,50 @@ from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.product_base import ProductBase
 from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
-from numpyro_rtk.networks.shapes import as_condition_shape
+from numpyro_rtk.networks.shapes import as_condition_shape, as_event_shape
 from numpyro_rtk.networks.site import SiteSpec
 from numpyro_rtk.networks.standardise import GaussianBase
+from numpyro_rtk.sites import check_sites
 
 __all__ = ["load", "save"]
 
-_FORMAT = "numpyro_rtk model"
-# Version 2 adds "sites", version 3 "condition_shape", version 4 "num_components" and
-# "reach", version 5 "subspaces", version 6 "uses_network"; models without them are still
-# written as version 1.
-_VERSIONS = (1, 2, 3, 4, 5, 6)
-_MODELS = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
+_KIND = Kind(
+    name="model",
+    argument="path",
+    keys=(
+        *("model", "network", "hyperparameters", "noise_range", "reach"),
+        *("uses_network", "sites", "condition_shape", "base"),
+    ),
+    remedy="Give the path of a file that `rtk.save` has written, or save it anew.",
+)
+_MODELS: dict[str, Any] = {"EnergyModel": EnergyModel, "ScoreModel": ScoreModel}
+_NETWORK_KINDS = {
+    "EnergyModel": AbstractEnergyNetwork,
+    "ScoreModel": AbstractScoreNetwork,
+}
 _NETWORKS: dict[str, Any] = {
     network.__name__: network
     for network in (EnergyMLP, EnergySet, EnergyUNet, ScoreMLP, ScoreUNet)
 }
-_KINDS = {"model": str, "noise_range": list, "network": str, "hyperparameters": dict}
 
 
 def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
     """Write a model to one file, replacing it only once it is complete.
 
     Args:
-        path: of the file; its folder must exist.
+        path: of the file; its folder must exist. Of a symbolic link, the file that it
+            leads to is written.
         model_: an :class:`EnergyModel` or a :class:`ScoreModel`. A network class of
             your own is written by its name and ``hyperparameters()``; pass the class to
             :func:`load`.
 
     Raises:
+        FileNotFoundError: where the folder does not exist.
         TypeError: for anything but a model, for hyperparameters that JSON does not
             hold, and for arrays of types that the format does not know.
-        ValueError: for a conditional model that is bound to a condition.
+        ValueError: for a conditional model that is bound to a condition, and for one
+            that cannot be drawn from (NaN, variances or scales that are not positive) or
+            that its ``hyperparameters()`` do not describe.
     """
     model_class = type(model_).__name__
     if _MODELS.get(model_class) is not type(model_):
@@ -81,36 +95,27 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
             "`model_` must be the conditional model itself; got one that is bound to a "
             "condition. Save the model that `given` was called on."
         )
-    header = {
-        "format": _FORMAT,
-        "version": _version_of(model_),
-        "model": model_class,
-        "noise_range": list(model_.noise_range),
-        "network": type(model_.network).__name__,
-        "hyperparameters": model_.network.hyperparameters(),
-    }
-    if model_.sites is not None:
-        header["sites"] = model_.sites
-    if isinstance(model_, EnergyModel) and model_.reach is not None:
-        header["reach"] = model_.reach
-    if not model_.uses_network:
-        header["uses_network"] = False
-    if isinstance(model_.base, MixtureBase):
-        header["num_components"] = len(model_.base.log_weights)
-    if isinstance(model_.base, ProductBase):
-        num, _, size = model_.base.subspaces.shape
-        header["num_components"] = model_.base.factors.log_weights.shape[1]
-        header["subspaces"] = [num, size]
-    if model_.condition_shape is not None:
-        header["condition_shape"] = list(model_.condition_shape)
-    try:
-        json.dumps(header)
-    except (TypeError, ValueError) as error:
+    network = type(model_.network)
+    if _NETWORKS.get(network.__name__, network) is not network:
         raise TypeError(
-            f"`hyperparameters()` of {type(model_.network).__name__} must return "
-            f"values that JSON can hold: {error}."
-        ) from None
-    write_arrays(path, header, _named_arrays(model_), argument="model_")
+            "`model_` must have a network class with a name of its own; got your own "
+            f"{network.__name__}, which would be loaded as the built-in. Rename it."
+        )
+    arrays = to_arrays(model_, "model_")
+    header = _described(model_)
+    try:
+        again = _built(header, arrays, {network.__name__: network})
+        if not _same_constants(again, model_):
+            raise ValueError(
+                f"`hyperparameters()` of {network.__name__} must return every argument "
+                "of its constructor except `key`; got another network from them"
+            )
+    except Exception as error:  # of a user's own network, anything
+        raise ValueError(
+            "`model_` must be one that can be loaded again and drawn from: "
+            f"{str(error).rstrip('.')}. Nothing was written; correct it, or train anew."
+        ) from error
+    write(path, _KIND, header, arrays)
 
 
 def load(
@@ -127,167 +132,192 @@ def load(
 
     Raises:
         FileNotFoundError: where there is no such file.
+        TypeError: where ``networks`` are no classes with names of their own.
         ValueError: for a file that is not a model, is damaged or incomplete, has
-            anything after its end, is of a newer version, or names a network class
-            that is neither built in nor among ``networks``.
+            anything after its end, describes no model that could be drawn from, or names
+            a network class that is neither built in nor among ``networks``.
     """
-    header, arrays = read_arrays(
-        path, what="model", file_format=_FORMAT, versions=_VERSIONS, kinds=_KINDS
-    )
-    known = {**_NETWORKS, **{cls.__name__: cls for cls in networks}}
-    if header["network"] not in known:
+    known = _known_networks(networks)
+    header, arrays = read(path, _KIND)
+    name = header["network"]
+    if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f"{path} holds a network of class {header['network']!r}, not one of "
+            f"{os.fspath(path)} holds a network of class {name!r:.80}, not one of "
             f"{sorted(known)}. Pass the class: `load(path, networks=[...])`."
         )
-    if header["model"] not in _MODELS:
-        raise ValueError(f"{path} holds an unknown model {header['model']!r}.")
+    with refusing(path, _KIND):
+        return _built(header, arrays, known)
+
+
+def _known_networks(networks: Any) -> dict[str, Any]:
+    """All networks by name."""
+    is_sequence = isinstance(networks, list | tuple | set)
+    if not is_sequence or not all(isinstance(cls, type) for cls in networks):
+        raise TypeError(
+            f"`networks` must be a list of network classes; got {networks!r:.80}. Write "
+            "`load(path, networks=[MyNetwork])`."
+        )
+    own = {cls.__name__: cls for cls in networks if cls not in _NETWORKS.values()}
+    if len(own) < len({*networks} - {*_NETWORKS.values()}) or own.keys() & _NETWORKS:
+        raise TypeError(
+            "`networks` must have names of their own, of each other and of the built-in "
+            f"{sorted(_NETWORKS)}; got {[cls.__name__ for cls in networks]}."
+        )
+    return {**_NETWORKS, **own}
+
+
+# -- a model and its header --------------------------------------------------------------
+
+
+def _described(model_: Any) -> dict[str, Any]:
+    """The header, as JSON gives it back."""
+    network = model_.network
+    header = {
+        "model": type(model_).__name__,
+        "network": type(network).__name__,
+        "hyperparameters": network.hyperparameters(),
+        "noise_range": list(map(_plain, model_.noise_range)),
+        "reach": _plain(getattr(model_, "reach", None)),
+        "uses_network": model_.uses_network,
+        "sites": model_.sites,
+        "condition_shape": model_.condition_shape,
+        "base": [type(model_.base).__name__, *_base_sizes(model_.base)],
+    }
     try:
-        template = _template(
-            _MODELS[header["model"]],
-            known[header["network"]],
-            header["hyperparameters"],
-            _as_noise_range(header["noise_range"]),
-            _as_sites(header.get("sites")),
-            as_condition_shape(header.get("condition_shape")),
-            _as_num_components(header.get("num_components")),
-            _as_subspaces(header.get("subspaces")),
-            _as_reach(header.get("reach")),
-            bool(header.get("uses_network", True)),
-        )
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} is damaged: its header describes no model ({error})."
+        return json.loads(json.dumps(header, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`hyperparameters()` of {type(network).__name__} must return values that "
+            f"JSON can hold, as must the model's other attributes: {error}."
         ) from None
-    expected = [(name, tuple(array.shape)) for name, array in _named_arrays(template)]
-    found = [(entry["name"], tuple(entry["shape"])) for entry in header["arrays"]]
-    if expected != found:
-        raise ValueError(
-            f"{path} does not fit its own header: its arrays are not those of "
-            f"{header['network']}."
-        )
-    return _fill(template, arrays)
 
 
-def _version_of(model_: EnergyModel | ScoreModel) -> int:
-    if not model_.uses_network:
-        return 6
-    if isinstance(model_.base, ProductBase):
-        return 5
-    if (
-        isinstance(model_.base, MixtureBase)
-        or getattr(model_, "reach", None) is not None
-    ):
-        return 4
-    if model_.condition_shape is not None:
-        return 3
-    return 1 if model_.sites is None else 2
+def _plain(value: Any) -> Any:
+    """A real number as Python's own; anything else stays, for the model's check."""
+    is_real = isinstance(value, int | float | np.number) and value is not True
+    return float(value) if is_real and value is not False else value
 
 
-def _as_noise_range(values: list[Any]) -> tuple[float, float]:
-    low, high = (float(value) for value in values)
-    if not 0.0 < low < high < math.inf:
-        raise ValueError(f"noise range {values}")
-    return low, high
-
-
-def _as_sites(entries: Any) -> tuple[SiteSpec, ...] | None:
-    return None if entries is None else tuple(map(SiteSpec.from_json, entries))
-
-
-def _as_num_components(value: Any) -> int | None:
-    if value is not None:
-        check_positive_int("num_components", value)
-    return value
-
-
-def _as_subspaces(value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    num, size = value
-    check_positive_int("subspaces", num)
-    check_positive_int("subspaces", size)
-    return num, size
-
-
-def _as_reach(value: Any) -> float | None:
-    if value is not None:
-        check_positive("reach", value)
-    return value
-
-
-def _template(
-    model_class: Any,
-    network_class: Any,
-    hyperparameters: dict[str, Any],
-    noise_range: tuple[float, float],
-    sites: tuple[SiteSpec, ...] | None,
-    condition_shape: tuple[int, ...] | None,
-    num_components: int | None,
-    subspaces: tuple[int, int] | None,
-    reach: float | None,
-    uses_network: bool,
+def _built(
+    header: dict[str, Any], arrays: Mapping[str, np.ndarray], known: dict[str, Any]
 ) -> Any:
-    """A model with shapes in the place of arrays; nothing is computed."""
+    """The model of a header and arrays, if they are exactly a model's.
+
+    Raises:
+        Exception: of any kind; a constructor may find anything in the header.
+    """
+    template = eqx.filter_eval_shape(lambda: _template(header, known))
+    model_ = from_arrays(template, arrays)
+    model_.check()
+    if model_.sites is not None:
+        check_sites(model_.sites, model_.event_shape)
+    again = _described(model_)
+    differing = [name for name in _KIND.keys if not _is_same(again, header, name)]
+    if differing:
+        raise ValueError(
+            f"its {differing} must be those of the model that they describe; got "
+            f"{[header[name] for name in differing]}"
+        )
+    return model_
+
+
+def _is_same(one: dict[str, Any], two: dict[str, Any], name: str) -> bool:
+    """As text: to Python, 1 is 1.0 and True."""
+    as_text = lambda header: json.dumps(header[name], sort_keys=True)
+    return as_text(one) == as_text(two)
+
+
+def _template(header: dict[str, Any], known: dict[str, Any]) -> Any:
+    """The model with whatever arrays; only their shapes and types are wanted."""
+    model_name = header["model"]
+    if model_name not in _MODELS:
+        raise ValueError(f"`model` must be one of {list(_MODELS)}; got {model_name!r}")
+    hyperparameters = dict(header["hyperparameters"])
     for name in ("event_shape", "condition_shape"):
         if isinstance(hyperparameters.get(name), list):
-            hyperparameters = {**hyperparameters, name: tuple(hyperparameters[name])}
-
-    def build() -> Any:
-        network = network_class(**hyperparameters, key=jr.key(0))
-        dim = math.prod(network.event_shape)
-        conditioning = None
-        if condition_shape is not None:
-            weights = jnp.zeros((dim, math.prod(condition_shape)))
-            zeros = jnp.zeros(condition_shape)
-            conditioning = Conditioning(zeros, zeros, weights)
-        return model_class(
-            network=network,
-            base=_template_base(dim, num_components, subspaces),
-            loc=jnp.zeros(network.event_shape),
-            scale=jnp.zeros(network.event_shape),
-            noise_range=noise_range,
-            sites=sites,
-            uses_network=uses_network,
-            conditioning=conditioning,
-            **({} if reach is None else {"reach": reach}),
+            hyperparameters[name] = tuple(hyperparameters[name])
+    network = known[header["network"]](**hyperparameters, key=jr.key(0))
+    if not isinstance(network, _NETWORK_KINDS[model_name]):
+        raise TypeError(
+            f"`network` of an {model_name} must be an "
+            f"{_NETWORK_KINDS[model_name].__name__}; got {header['network']}"
         )
-
-    return eqx.filter_eval_shape(build)
-
-
-def _template_base(
-    dim: int, num_components: int | None, subspaces: tuple[int, int] | None
-) -> GaussianBase | MixtureBase | ProductBase:
-    if num_components is None:
-        return GaussianBase(jnp.zeros((dim, dim)), jnp.zeros(dim))
-    if subspaces is None:
-        return _template_mixture((), num_components, dim)
-    num, size = subspaces
-    factors = _template_mixture((num,), num_components, size)
-    return ProductBase(jnp.zeros((num, dim, size)), factors)
-
-
-def _template_mixture(batch: tuple[int, ...], num: int, dim: int) -> MixtureBase:
-    zeros = lambda *shape: jnp.zeros((*batch, *shape))
-    return MixtureBase(
-        zeros(num), zeros(dim, num * dim), zeros(num, dim), zeros(num, dim)
+    event_shape = as_event_shape(network.event_shape)
+    dim, sites, reach = math.prod(event_shape), header["sites"], header["reach"]
+    zeros = _zeros(*event_shape)
+    return _MODELS[model_name](
+        network=network,
+        base=_base_template(dim, *header["base"]),
+        loc=zeros,
+        scale=zeros,
+        noise_range=tuple(header["noise_range"]),
+        sites=None if sites is None else tuple(map(SiteSpec.from_json, sites)),
+        uses_network=header["uses_network"],
+        conditioning=_conditioning_template(dim, header["condition_shape"]),
+        **({} if reach is None else {"reach": reach}),
     )
 
 
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct) or eqx.is_array(leaf)
+def _conditioning_template(dim: int, condition_shape: Any) -> Conditioning | None:
+    shape = as_condition_shape(condition_shape)
+    if shape is None:
+        return None
+    return Conditioning(_zeros(*shape), _zeros(*shape), _zeros(dim, math.prod(shape)))
 
 
-def _named_arrays(model_: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(model_)
-    return [
-        (jax.tree_util.keystr(path), leaf) for path, leaf in leaves if _is_array(leaf)
-    ]
+def _zeros(*shape: int) -> jax.Array:
+    """In the precision of all that ``fit`` learns."""
+    return jnp.zeros(shape, jnp.float32)
 
 
-def _fill(template: Any, arrays: list[np.ndarray]) -> Any:
-    leaves, structure = jax.tree_util.tree_flatten(template)
-    remaining = iter(arrays)
-    filled = [jnp.asarray(next(remaining)) if _is_array(x) else x for x in leaves]
-    return jax.tree_util.tree_unflatten(structure, filled)
+# -- bases, by the name of their class and some sizes ------------------------------------
+
+
+def _gaussian(dim: int) -> GaussianBase:
+    return GaussianBase(_zeros(dim, dim), _zeros(dim))
+
+
+def _mixture(dim: int, num: int, batch: tuple[int, ...] = ()) -> MixtureBase:
+    return MixtureBase(
+        _zeros(*batch, num),
+        _zeros(*batch, dim, num * dim),
+        _zeros(*batch, num, dim),
+        _zeros(*batch, num, dim),
+    )
+
+
+def _product(dim: int, num_groups: int, size: int, num: int) -> ProductBase:
+    return ProductBase(
+        _zeros(num_groups, dim, size), _mixture(size, num, (num_groups,))
+    )
+
+
+_BASES: dict[str, Callable[..., Any]] = {
+    "GaussianBase": _gaussian,
+    "MixtureBase": _mixture,
+    "ProductBase": _product,
+}
+
+
+def _base_sizes(base: Any) -> tuple[int, ...]:
+    """What the template takes after the dimension."""
+    if isinstance(base, MixtureBase):
+        return base.log_weights.shape
+    if isinstance(base, ProductBase):
+        num_groups, _, size = base.subspaces.shape
+        return num_groups, size, base.factors.log_weights.shape[1]
+    return ()
+
+
+def _base_template(dim: int, name: str, *sizes: Any) -> Any:
+    if name not in _BASES:
+        raise ValueError(f"`base` must be one of {list(_BASES)}; got {name!r:.80}")
+    return _BASES[name](dim, *as_event_shape(sizes))
+
+
+def _same_constants(one: Any, two: Any) -> bool:
+    """Whether numbers that are no JAX arrays, which no file holds, are the same."""
+    kinds = (bool, int, float, complex, str, np.ndarray, np.generic)
+    constants = lambda tree: [x for x in jax.tree.leaves(tree) if isinstance(x, kinds)]
+    ours, theirs = constants(one), constants(two)
+    return len(ours) == len(theirs) and all(map(np.array_equal, ours, theirs))

@@ -19,6 +19,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro_rtk.networks.site import REAL, SiteSpec, nested_tuples
 
 __all__ = [
+    "check_sites",
     "constraint_of",
     "split_sites",
     "support_spec",
@@ -89,6 +90,57 @@ def transform_of(site: SiteSpec) -> Any:
 def unconstrained_shape(site: SiteSpec) -> tuple[int, ...]:
     """Shape of one unconstrained value."""
     return tuple(transform_of(site).inverse_shape(site.shape))
+
+
+def check_sites(sites: tuple[SiteSpec, ...], event_shape: tuple[int, ...]) -> None:
+    """Raise unless sites, read from a file, are what a vector can stand for.
+
+    Args:
+        sites: one without a name, or several with names.
+        event_shape: of the vector.
+
+    Raises:
+        TypeError: for sizes and parameters of other types.
+        ValueError: for names, supports or shapes that do not go together.
+    """
+    names = [site.name for site in sites]
+    are_named = bool(names) and all(isinstance(name, str) for name in names)
+    if names != [None] and not (are_named and len(set(names)) == len(names)):
+        raise ValueError(
+            f"`sites` must have names, each its own, or be one; got {names!r:.80}."
+        )
+    for site in sites:
+        _check_site(site)
+    shapes = [unconstrained_shape(site) for site in sites]
+    shape = (sum(map(math.prod, shapes)),) if are_named else shapes[0]
+    if shape != tuple(event_shape):
+        raise ValueError(
+            f"`sites` must fill the event shape {event_shape}; got sites for {shape}."
+        )
+
+
+def _check_site(site: SiteSpec) -> None:
+    """Its support must be one that :func:`support_spec` writes, and not be empty."""
+    if any(type(size) is not int or size < 0 for size in site.shape):
+        raise TypeError(
+            f"`sites` must have shapes of integers; got {site.shape!r:.80}."
+        )
+    if site.support[0] not in constraints.__all__:
+        raise ValueError(
+            "`sites` must have supports of `numpyro.distributions.constraints`; got "
+            f"{site.support!r:.80}."
+        )
+    constraint = constraint_of(site.support)
+    # as text: to Python, 1.0 is 1 and True
+    if repr(support_spec("sites", constraint)) != repr(site.support):
+        raise ValueError(f"`sites` must describe supports; got {site.support!r:.80}.")
+    transform, shape = transform_of(site), unconstrained_shape(site)
+    # several: next to a large bound, the first is rounded on to it
+    values = [transform(jnp.full(shape, fill)) for fill in (0.0, 20.0, 80.0)]
+    if not any(bool(np.all(constraint(value))) for value in values):
+        raise ValueError(
+            f"`sites` must have possible values; got {site.support!r:.80}."
+        )
 
 
 def unconstrain_rows(

@@ -18,6 +18,11 @@ import jax.random as jr
 import numpy as np
 from jax.core import Tracer
 
+from numpyro_rtk._checks import (
+    check_finite_values,
+    check_positive,
+    check_positive_values,
+)
 from numpyro_rtk.networks.standardise import GaussianBase
 from numpyro_rtk.noise import time_from_noise_to_signal
 
@@ -50,6 +55,12 @@ class Conditioning(eqx.Module):
     def mean(self, standardised: jax.Array) -> jax.Array:
         """Mean of the standardised data, ``(dim,)``, of a standardised condition."""
         return self.weights @ jnp.ravel(standardised)
+
+    def check(self, name: str) -> None:
+        """Raise a ValueError, about ``name``, unless its numbers are possible ones."""
+        check_finite_values(f"{name}.loc", self.loc)
+        check_positive_values(f"{name}.scale", self.scale)
+        check_finite_values(f"{name}.weights", self.weights)
 
 
 class Conditional(eqx.Module):
@@ -126,6 +137,46 @@ class Conditional(eqx.Module):
         if self.conditioning is not None:
             z = z + jnp.exp(-t) * self.conditioning.mean(self._condition())
         return self.loc + self.scale * z.reshape((*sample_shape, *self.loc.shape))
+
+    def check(self) -> None:
+        """Raise unless every number in the model is one that it can be drawn with.
+
+        Raises:
+            TypeError: for attributes that are no numbers.
+            ValueError: for weights that are not finite, variances and scales that are
+                not positive, and parts that do not go together.
+        """
+        low, high = self.noise_range
+        for value in (low, high):
+            check_positive("noise_range", value)
+        if low >= high:
+            raise ValueError(f"`noise_range` must increase; got {self.noise_range}.")
+        reach = getattr(self, "reach", None)
+        if reach is not None:
+            check_positive("reach", reach)
+        if not isinstance(self.uses_network, bool):
+            raise TypeError(
+                f"`uses_network` must be True or False; got {self.uses_network!r}."
+            )
+        check_finite_values("loc", self.loc)
+        check_positive_values("scale", self.scale)
+        self.base.check("base")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.network):
+            if eqx.is_array(leaf):
+                check_finite_values(f"network{jax.tree_util.keystr(path)}", leaf)
+        theirs = getattr(self.network, "condition_shape", None)
+        if theirs != self.condition_shape:
+            raise ValueError(
+                "`network` must be made for the condition of the model, of shape "
+                f"{self.condition_shape}; got one for {theirs}."
+            )
+        if self.conditioning is not None:
+            self.conditioning.check("conditioning")
+            if not isinstance(self.base, GaussianBase):
+                raise ValueError(
+                    "`base` must be a GaussianBase where there is a condition; got a "
+                    f"{type(self.base).__name__}."
+                )
 
     def _residual(self, z: jax.Array, t: jax.Array) -> jax.Array:
         """What the base is of, flat: ``z`` less the noised mean of the regression."""

@@ -14,6 +14,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from numpyro_rtk._checks import (
+    check_finite_values,
+    check_orthogonal,
+    check_positive_values,
+)
 from numpyro_rtk.noise import noise_variance
 
 __all__ = ["MixtureBase", "mixture_base"]
@@ -56,6 +61,23 @@ class MixtureBase(eqx.Module):
         along = jnp.exp(-t) * self.centres[chosen] + jnp.sqrt(variances) * noise
         num, dim = self.centres.shape
         return self.axes.reshape(dim, num, dim)[:, chosen] @ along
+
+    def check(self, name: str) -> None:
+        """Raise a ValueError, about ``name``, unless this is a mixture."""
+        log_weights = np.asarray(self.log_weights, np.float64)
+        total = np.sum(np.exp(log_weights))
+        if not abs(total - 1.0) < 1e-3:  # true of NaN as well
+            raise ValueError(
+                f"`{name}.log_weights` must be logs of weights with the sum 1; got the "
+                f"sum {total}."
+            )
+        check_finite_values(f"{name}.axes", self.axes)
+        check_finite_values(f"{name}.centres", self.centres)
+        check_positive_values(f"{name}.variances", self.variances)
+        num, dim = self.centres.shape
+        axes = np.asarray(self.axes).reshape(dim, num, dim)
+        for index in np.flatnonzero(log_weights > -np.inf):
+            check_orthogonal(f"{name}.axes", axes[:, index])
 
 
 def mixture_base(

@@ -9,6 +9,7 @@ subspaces this base has K**G components, which no mixture could list: what catal
 block-structured parameters and fields in their natural basis look like.
 """
 
+import operator
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from numpyro_rtk._checks import check_orthogonal
 from numpyro_rtk.networks.mixture_base import MixtureBase
 
 __all__ = ["ProductBase", "product_base"]
@@ -60,6 +62,30 @@ class ProductBase(eqx.Module):
         )
         return jnp.einsum("gdm,gm->d", self.subspaces, along)
 
+    def check(self, name: str) -> None:
+        """Raise a ValueError, about ``name``, unless this is such a product."""
+        subspaces = np.asarray(self.subspaces)
+        sizes = np.sum(subspaces.any(axis=1), axis=1)
+        pairs = zip(subspaces, sizes, strict=True)
+        axes = np.concatenate([basis[:, :size] for basis, size in pairs], axis=1)
+        if axes.shape[0] != axes.shape[1]:
+            raise ValueError(
+                f"`{name}.subspaces` must together have {axes.shape[0]} axes that are "
+                f"not 0, those of a group first; got {axes.shape[1]}."
+            )
+        check_orthogonal(f"{name}.subspaces", axes)
+        for group, size in enumerate(sizes):
+            factor = jax.tree.map(operator.itemgetter(group), self.factors)
+            label = f"{name}.factors[{group}]"
+            own = _emptied(factor, int(size))
+            own.check(label)
+            refilled = _filled(own, *factor.centres.shape)
+            for part in ("axes", "centres", "variances"):
+                if not np.array_equal(getattr(refilled, part), getattr(factor, part)):
+                    raise ValueError(
+                        f"`{label}.{part}` must be N(0, 1) along axes that fill up."
+                    )
+
 
 def product_base(
     subspaces: Sequence[np.ndarray], factors: Sequence[MixtureBase]
@@ -89,4 +115,16 @@ def _filled(factor: MixtureBase, num: int, size: int) -> MixtureBase:
         axes=axes.reshape(size, num * size),
         centres=pad(factor.centres, 0.0),
         variances=pad(factor.variances, 1.0),
+    )
+
+
+def _emptied(factor: MixtureBase, size: int) -> MixtureBase:
+    """The first ``size`` dimensions of what :func:`_filled` has made."""
+    num, wide = factor.centres.shape
+    axes = factor.axes.reshape(wide, num, wide)[:size, :, :size]
+    return MixtureBase(
+        log_weights=factor.log_weights,
+        axes=axes.reshape(size, num * size),
+        centres=factor.centres[:, :size],
+        variances=factor.variances[:, :size],
     )

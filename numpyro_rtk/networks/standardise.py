@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from numpyro_rtk._checks import check_orthogonal, check_positive_values
 from numpyro_rtk.noise import noise_variance
 
 __all__ = [
@@ -63,6 +64,11 @@ class GaussianBase(eqx.Module):
     def variances_at(self, t: jax.Array) -> jax.Array:
         """Variance along each axis at OU time ``t``: ``a_t**2 lambda + s_t**2``."""
         return self.variances * jnp.exp(-2.0 * t) + noise_variance(t)
+
+    def check(self, name: str) -> None:
+        """Raise a ValueError, about ``name``, unless this is a Gaussian."""
+        check_orthogonal(f"{name}.axes", self.axes)
+        check_positive_values(f"{name}.variances", self.variances)
 
 
 class Moments(NamedTuple):

@@ -1,19 +1,39 @@
 """What a fit has reached, and one safe file that it can be resumed from."""
 
+import json
 import os
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from numpyro_rtk._file import read_arrays, write_arrays
-from numpyro_rtk.training.loop import TrainState
+from numpyro_rtk._checks import check_finite_values
+from numpyro_rtk._file import (
+    Kind,
+    as_leaves,
+    check_target,
+    from_arrays,
+    read,
+    refusing,
+    to_arrays,
+    write,
+)
+from numpyro_rtk.training.loop import TrainState, check_state
 
 __all__ = ["Progress", "load_progress", "save_progress"]
 
-_FORMAT = "numpyro_rtk training checkpoint"
-_RECORD = ("step", "loss", "validation_loss", "wall_time")
+_KIND = Kind(
+    name="training checkpoint",
+    argument="checkpoint",
+    keys=("fingerprint", "best_step", "since_best"),
+    remedy="Delete the file to begin anew, or give another path.",
+)
+_DTYPES = {
+    "step": np.int64,
+    "loss": np.float64,
+    "validation_loss": np.float64,
+    "wall_time": np.float64,
+}
+_RECORD = tuple(_DTYPES)
 
 
 class Progress(NamedTuple):
@@ -65,19 +85,15 @@ def save_progress(
 ) -> None:
     """Write the progress of the fit with this fingerprint, replacing an earlier one."""
     header = {
-        "format": _FORMAT,
-        "version": 1,
-        "fingerprint": fingerprint,
+        "fingerprint": _as_json(fingerprint),
         "best_step": progress.best_step,
         "since_best": progress.since_best,
     }
-    numbers = [("best_loss", np.float64(progress.best_loss))]
-    numbers += [
-        (name, np.asarray(progress.record[name], np.float64)) for name in _RECORD
-    ]
-    leaves = jax.tree.leaves((progress.state, progress.best_weights))
-    named = [(str(i), leaf) for i, leaf in enumerate(leaves)]
-    write_arrays(path, header, [*numbers, *named], argument="checkpoint")
+    numbers = {
+        "best_loss": np.asarray(progress.best_loss, _DTYPES["loss"]),
+        **{name: np.asarray(progress.record[name], _DTYPES[name]) for name in _RECORD},
+    }
+    write(path, _KIND, header, {**numbers, **to_arrays(_tree(progress), "checkpoint")})
 
 
 def load_progress(
@@ -91,23 +107,37 @@ def load_progress(
         start: its progress before the first step, for the structure.
 
     Raises:
-        ValueError: for a damaged file, and for one that another fit has written.
+        FileNotFoundError: where the folder of the file does not exist.
+        TypeError: for a path that is none.
+        ValueError: for a damaged file, for one that another fit has written, and for a
+            path where no file can be written.
     """
-    try:
-        header, arrays = read_arrays(
-            path,
-            what="checkpoint",
-            file_format=_FORMAT,
-            versions=(1,),
-            kinds={"fingerprint": dict, "best_step": int, "since_best": int},
-        )
-    except FileNotFoundError:
+    if not check_target(path, _KIND).exists():
         return start
-    theirs = header["fingerprint"]
+    header, arrays = read(path, _KIND)
+    _check_fingerprint(path, header["fingerprint"], _as_json(fingerprint))
+    with refusing(path, _KIND):
+        progress = _progress(header, arrays, start)
+        _check_record(progress, fingerprint["num_steps"])
+        check_state(progress.state, progress.done)
+        for name, leaf in as_leaves(progress.best_weights).items():
+            check_finite_values(f"best_weights.{name}", leaf)
+    return progress
+
+
+def _as_json(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Lists for tuples, and Python's numbers for NumPy's."""
+    return json.loads(json.dumps(fingerprint, default=np.generic.item))
+
+
+def _tree(progress: Progress) -> dict[str, Any]:
+    return {"state": progress.state, "best_weights": progress.best_weights}
+
+
+def _check_fingerprint(path: Any, theirs: Any, ours: dict[str, Any]) -> None:
+    theirs = theirs if isinstance(theirs, dict) else {}
     differing = sorted(
-        name
-        for name in {*theirs, *fingerprint}
-        if theirs.get(name) != fingerprint.get(name)
+        name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)
     )
     if differing:
         raise ValueError(
@@ -115,24 +145,60 @@ def load_progress(
             f"differs in {differing}. Call `fit` as then, delete the file, or give "
             "another path."
         )
-    numbers, arrays = arrays[: 1 + len(_RECORD)], arrays[1 + len(_RECORD) :]
-    tree = (start.state, start.best_weights)
-    leaves, structure = jax.tree.flatten(tree)
-    if [np.shape(leaf) for leaf in leaves] != [array.shape for array in arrays]:
-        raise ValueError(f"{path} is damaged: its arrays are not those of this fit.")
-    filled = [
-        jnp.asarray(a, leaf.dtype) for a, leaf in zip(arrays, leaves, strict=True)
-    ]
-    state, best_weights = jax.tree.unflatten(structure, filled)
-    record = {
-        name: values.tolist() for name, values in zip(_RECORD, numbers[1:], strict=True)
-    }
-    record["step"] = [int(step) for step in record["step"]]
+
+
+def _progress(
+    header: dict[str, Any], arrays: dict[str, np.ndarray], start: Progress
+) -> Progress:
+    """From the parts of a file, in form as a fit writes them."""
+    for name in ("best_step", "since_best"):
+        if type(header[name]) is not int:
+            raise TypeError(f"`{name}` must be an integer; got {header[name]!r:.80}")
+    arrays = dict(arrays)
+    best_loss = arrays.pop("best_loss", None)
+    record = {name: arrays.pop(name, None) for name in _RECORD}
+    if best_loss is None or (best_loss.shape, best_loss.dtype) != ((), np.float64):
+        raise ValueError("`best_loss` must be one number in double precision")
+    for name, values in record.items():
+        if values is None or values.ndim != 1 or values.dtype != _DTYPES[name]:
+            raise ValueError(f"`{name}` must be a list of {_DTYPES[name].__name__}")
+    filled = from_arrays(_tree(start), arrays)
     return Progress(
-        state,
-        best_weights,
-        float(numbers[0]),
+        filled["state"],
+        filled["best_weights"],
+        float(best_loss),
         header["best_step"],
         header["since_best"],
-        record,
+        {
+            name: values.tolist()
+            for name, values in record.items()
+            if values is not None
+        },
     )
+
+
+def _check_record(progress: Progress, num_steps: int) -> None:
+    """Raise unless a fit of ``num_steps`` can have come to this record.
+
+    The losses say which evaluation was the best: one that was written from the record
+    must be the one that follows from it.
+    """
+    steps, _, losses, times = (np.asarray(progress.record[name]) for name in _RECORD)
+    if len({len(values) for values in progress.record.values()}) != 1 or not len(steps):
+        raise ValueError("its record must have one entry for each evaluation")
+    for name in ("loss", "validation_loss", "wall_time"):
+        check_finite_values(name, progress.record[name])
+    if steps[0] < 1 or np.any(np.diff(steps) < 1) or steps[-1] > num_steps:
+        raise ValueError(f"`step` must increase from 1 to at most {num_steps}")
+    if times[0] < 0.0 or np.any(np.diff(times) < 0.0):
+        raise ValueError("`wall_time` must not decrease from 0")
+    check_finite_values("best_loss", progress.best_loss)
+    best = int(np.argmin(losses))  # the first of several
+    if progress.best_step == 0:
+        expected = (min(progress.best_loss, losses[best]), 0, len(steps))
+    else:
+        expected = (losses[best], int(steps[best]), len(steps) - 1 - best)
+    if (progress.best_loss, progress.best_step, progress.since_best) != expected:
+        raise ValueError(
+            "`best_loss`, `best_step` and `since_best` must be those of the record"
+        )

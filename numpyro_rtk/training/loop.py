@@ -16,12 +16,15 @@ import jax.random as jr
 import optax
 from jax.sharding import NamedSharding
 
+from numpyro_rtk._checks import check_finite_values
+
 __all__ = [
     "LossFn",
     "Minibatches",
     "Resident",
     "Settings",
     "TrainState",
+    "check_state",
     "draw_noise_levels",
     "draw_rows",
     "init",
@@ -102,6 +105,20 @@ def init(model: Any) -> TrainState:
     weights = eqx.filter(model.network, eqx.is_inexact_array)
     step = jnp.zeros((), jnp.int32)
     return TrainState(weights, weights, _OPTIMISER.init(weights), step)
+
+
+def check_state(state: TrainState, step: int) -> None:
+    """Raise a ValueError unless a state, read from a file, is one after ``step`` steps."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        check_finite_values(f"state{jax.tree_util.keystr(path)}", leaf)
+    adam: Any = state.opt_state[1]  # type: ignore[index]
+    counts = int(state.step), int(adam.count)
+    if counts != (step, step):
+        raise ValueError(f"`state` must be that of step {step}; got {counts}.")
+    if any(bool(jnp.any(leaf < 0)) for leaf in jax.tree.leaves(adam.nu)):
+        raise ValueError(
+            "`state` must have squares of gradients that are not negative."
+        )
 
 
 def with_weights(model: Any, weights: Any) -> Any:

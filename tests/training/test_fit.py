@@ -377,5 +377,27 @@ def test_a_damaged_checkpoint_is_refused(monkeypatch, tmp_path):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=r"fit\.ckpt must .*Delete the file to begin"):
         fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **RESUMED)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [
+        ("", ValueError, "`checkpoint` must be the path of a file"),
+        ("none/fit.ckpt", FileNotFoundError, "folder that exists.*Make"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(
+    tmp_path, place, error, message
+):
+    with pytest.raises(error, match=message):
+        fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=tmp_path / place, **RESUMED)
+
+
+def test_a_checkpoint_takes_the_numbers_of_numpy(tmp_path):
+    options = {**QUICK, "checkpoint": tmp_path / "fit.ckpt"}
+    options["num_steps"] = np.int64(options["num_steps"])
+    first, _ = fit(jr.key(0), SAMPLES, network=tiny(), **options)
+    again, _ = fit(jr.key(0), SAMPLES, network=tiny(), **options)
+    assert equal(first, again)
