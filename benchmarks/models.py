@@ -135,7 +135,6 @@ def sample(kernel, posterior, num_warmup, num_samples, num_chains, seed):
     return run_kernel(kernel, args, num_warmup, num_samples, num_chains, seed)
 
 
-def exchange_evals(kernel, num_chains: int, draws: int) -> float:
+def exchange_evals(kernel, state, num_chains: int, draws: int) -> float:
     """Evaluations of a vectorised exchange, start included; ``draws`` with warm-up."""
-    pilot, start = kernel.num_init_evals
-    return pilot + num_chains * (start + kernel.num_evals * draws)
+    return kernel.num_init_evals(state) + num_chains * kernel.num_evals * draws

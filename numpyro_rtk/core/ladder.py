@@ -196,7 +196,9 @@ def add_sweep(
     )
     # a plain swap shows nothing of the Gaussian start
     by_rtk = tried & (info.is_swap == 0.0)
-    of_rtk = lambda x: jnp.where(by_rtk.reshape(by_rtk.shape + (1,) * (x.ndim - 2)), clean(x), 0.0)
+    of_rtk = lambda x: jnp.where(
+        by_rtk.reshape(by_rtk.shape + (1,) * (x.ndim - 2)), clean(x), 0.0
+    )
     pull = info.upper_score + info.upper
     e, u, s = map(of_rtk, (info.residual, info.upper, pull))
     rejection = clean(1.0 - info.swap_accept_prob)
@@ -348,7 +350,9 @@ def _spread(accept_prob: jax.Array | np.ndarray) -> jax.Array:
 def _choose_kind(settings: LadderAdapt, tally: Tally, explore) -> jax.Array:
     """How often each edge tries the plain swap, by what passed in the window."""
     count = tally.count - tally.count_rtk
-    passed_by_swap = 1.0 - (tally.rejection - tally.rejection_rtk) / jnp.maximum(count, 1.0)
+    passed_by_swap = 1.0 - (tally.rejection - tally.rejection_rtk) / jnp.maximum(
+        count, 1.0
+    )
     passed_by_rtk = 1.0 - tally.rejection_rtk / jnp.maximum(tally.count_rtk, 1.0)
     is_better = passed_by_swap > passed_by_rtk + _MARGIN
     is_known = (count > 1.0) & (tally.count_rtk > 1.0)
@@ -509,5 +513,3 @@ def _factorise(settings: LadderAdapt) -> LadderAdapt:
     return settings._replace(
         root=root, inverse_root=inverse_root, scale=jnp.swapaxes(inverse, -1, -2)
     )
-
-

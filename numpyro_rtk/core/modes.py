@@ -160,7 +160,9 @@ def jump(
     at_z = path(z, level)
     log_q = lambda point: jax.nn.logsumexp(_by_component(modes, point))
     log_ratio = at_z.log_density - log_q(z) - evaluation.log_density + log_q(x)
-    accept_prob = jnp.exp(jnp.minimum(jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio), 0.0))
+    accept_prob = jnp.exp(
+        jnp.minimum(jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio), 0.0)
+    )
     position, evaluation = accept(
         noise.uniform < accept_prob, (z, at_z), (x, evaluation)
     )
@@ -170,7 +172,9 @@ def jump(
 def empty_mode_tally(modes: Modes) -> ModeTally:
     """Zeros for these components."""
     zeros = jnp.zeros_like
-    return ModeTally(zeros(modes.log_weight), zeros(modes.mean), zeros(modes.covariance))
+    return ModeTally(
+        zeros(modes.log_weight), zeros(modes.mean), zeros(modes.covariance)
+    )
 
 
 def add_draws(tally: ModeTally, modes: Modes, x: jax.Array) -> ModeTally:
@@ -193,7 +197,9 @@ def refit_modes(modes: Modes, tally: ModeTally, floor: jax.Array) -> Modes:
     else:
         spread = square / safe[:, None, None] - shift[:, :, None] * shift[:, None, :]
     mean = modes.mean + shift
-    weight = before / jnp.sum(before) + tally.count / jnp.maximum(jnp.sum(tally.count), 1.0)
+    weight = before / jnp.sum(before) + tally.count / jnp.maximum(
+        jnp.sum(tally.count), 1.0
+    )
     new = _with_roots(weight, mean, spread, total, floor)
     return jax.tree.map(lambda a, b: jnp.where(like(usable, a), a, b), new, modes)
 
@@ -217,7 +223,9 @@ def _by_component(modes: Modes, x: jax.Array) -> jax.Array:
     """``log w_j N(x; ...)``, ``(M,)``."""
     z = jax.vmap(stretch)(modes.inverse_root, x - modes.mean)
     volume = jnp.sum(jnp.log(diagonal_of(modes.inverse_root)), axis=-1)
-    return modes.log_weight + volume - 0.5 * (jnp.sum(z**2, axis=-1) + x.size * _LOG_2PI)
+    return (
+        modes.log_weight + volume - 0.5 * (jnp.sum(z**2, axis=-1) + x.size * _LOG_2PI)
+    )
 
 
 def _sums(shares, x, dense: bool, centre=None) -> ModeTally:
@@ -239,7 +247,9 @@ def _sums(shares, x, dense: bool, centre=None) -> ModeTally:
 def _maximise(sums: ModeTally, floor: jax.Array) -> Modes:
     safe = jnp.maximum(sums.count, 1e-6)
     mean = sums.sum / safe[:, None]
-    return _with_roots(sums.count, mean, sums.square / like(safe, sums.square), sums.count, floor)
+    return _with_roots(
+        sums.count, mean, sums.square / like(safe, sums.square), sums.count, floor
+    )
 
 
 def _with_roots(weight, mean, spread, count, floor) -> Modes:

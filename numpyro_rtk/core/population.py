@@ -33,7 +33,14 @@ from numpyro_rtk.core.segment import (
 )
 from numpyro_rtk.noise import noise_to_signal, time_from_noise_to_signal
 
-__all__ = ["Descent", "descend", "mean_square", "share_of"]
+__all__ = [
+    "Descent",
+    "descend",
+    "mean_square",
+    "share_of",
+    "some_of",
+    "systematic",
+]
 
 # Particles whose weights are worth less than the first part of them have gone too far in
 # one step; the step is chosen to keep about the second.
@@ -126,7 +133,7 @@ def descend(
     dim: int,
     *,
     dense: bool = False,
-    num_moves: int = 2,
+    num_moves: int = 1,
     num_kept: int = 64,
     max_levels: int = 96,
 ) -> Descent:
@@ -165,7 +172,7 @@ def descend(
         attempts=jnp.zeros((), int),
         num=jnp.zeros((), int),
         times=jnp.zeros(max_levels + 1, dtype).at[0].set(horizon),
-        kept=kept.at[0].set(_some(top, num_kept)),
+        kept=kept.at[0].set(some_of(top, num_kept)),
         curvature=jnp.tile(one, (max_levels + 1,) + (1,) * one.ndim),
         log_ratio=rows(),
         spread=rows(),
@@ -239,7 +246,10 @@ def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
     log_weight += jnp.where(is_scaled, -dim * jnp.log(segment.a), by_proposal)
     log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
     sizes = jnp.stack(
-        [_size(jnp.where(kind, log_weight, -jnp.inf)) for kind in (is_scaled, ~is_scaled)]
+        [
+            _size(jnp.where(kind, log_weight, -jnp.inf))
+            for kind in (is_scaled, ~is_scaled)
+        ]
     )
     best = jnp.clip(2.0 * jnp.max(sizes), 1e-6, 1.0)
     return _Crossed(z, at_z, log_weight, _size(log_weight), jnp.sqrt(-jnp.log(best)))
@@ -288,7 +298,7 @@ def _arrive(key, carry: _Carry, t, crossed: _Crossed, path, level, inner, num_mo
         ancestor=carry.ancestor[chosen],
         num=place,
         times=carry.times.at[place].set(t),
-        kept=carry.kept.at[place].set(_some(x, carry.kept.shape[1])),
+        kept=carry.kept.at[place].set(some_of(x, carry.kept.shape[1])),
         curvature=carry.curvature.at[place].set(
             _mean_product(evaluation.score, carry.curvature.ndim == 3)
         ),
@@ -354,6 +364,6 @@ def _size(log_weight: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(total), size / log_weight.shape[0], 0.0)
 
 
-def _some(x: jax.Array, num: int) -> jax.Array:
+def some_of(x: jax.Array, num: int) -> jax.Array:
     """Particles at equal distances: neighbours often have one ancestor."""
     return x[jnp.linspace(0, len(x) - 1, num).astype(int)]

@@ -46,7 +46,7 @@ from numpyro_rtk.core.modes import (
     refit_modes,
 )
 from numpyro_rtk.core.pilot import population_down
-from numpyro_rtk.core.population import Descent, descend, share_of
+from numpyro_rtk.core.population import Descent, descend, share_of, some_of, systematic
 from numpyro_rtk.core.segment import segment_between
 from numpyro_rtk.noise import noise_to_signal, time_from_noise_to_signal
 
@@ -66,6 +66,11 @@ __all__ = [
 # The pilot that chooses the likelihood's variance c, on the standardised scale.
 VARIANCE_GRID = np.geomspace(1e-9, 10.0, 21)
 NUM_PILOT = 64
+# A second population goes down with so much smaller a c, at most this: the pilot chooses
+# for what its few particles see, and at its c a narrow mode may be lost on the way.
+_FINER, _FINE_ENOUGH = 0.1, 1e-3
+# Nats by which that one must find more, beyond the error, for its c to be taken.
+_CLEARLY_MORE = 0.2
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation.
 _PART_OF_NOISE = 0.3
 _SMALLEST_NOISE = 0.05
@@ -139,6 +144,7 @@ class Findings(NamedTuple):
         share_error: standard errors.
         num_levels: segments that it needed.
         num_ancestors: particles at the top that the last ones go back to.
+        num_evals: evaluations spent.
     """
 
     log_evidence: jax.Array
@@ -147,6 +153,7 @@ class Findings(NamedTuple):
     share_error: jax.Array
     num_levels: jax.Array
     num_ancestors: jax.Array
+    num_evals: jax.Array
 
 
 class Adaptation(NamedTuple):
@@ -220,41 +227,99 @@ def first_adaptation(
     variance = jnp.ones((), dtype)
     if method.has_likelihood:
         variance = _choose_variance(key_pilot, path, levels_of, method, prior)
-    smallest = jnp.minimum(_PART_OF_NOISE * jnp.sqrt(variance), _SMALLEST_NOISE)
-    found = descend(
-        key_down,
-        path,
-        lambda t: levels_of(t, variance),
-        jnp.asarray(method.times[-1], dtype),
-        smallest,
-        method.inner,
-        method.num_particles,
-        dim,
-        dense=method.dense,
-    )
+    variances = variance[None]
+    if method.has_likelihood:
+        # at a smaller c narrow modes stand out from earlier on
+        finer = jnp.minimum(_FINER * variance, _FINE_ENOUGH)
+        variances = jnp.stack([variance, finer])
+    horizon = jnp.asarray(method.times[-1], dtype)
+
+    def down(inputs):
+        key, c = inputs
+        smallest = jnp.minimum(_PART_OF_NOISE * jnp.sqrt(c), _SMALLEST_NOISE)
+        return descend(
+            key,
+            path,
+            lambda t: levels_of(t, c),
+            horizon,
+            smallest,
+            method.inner,
+            method.num_particles,
+            dim,
+            dense=method.dense,
+        )
+
+    runs = jax.lax.map(down, (jr.split(key_down, len(variances)), variances))
+    chosen = _found_more(runs)
+    found = jax.tree.map(lambda leaf: leaf[chosen], runs)
+    variance = variances[chosen]
     settings = _settings_from(found, variance, method)
     floor = _NARROWEST_MODE / diagonal_of(found.curvature)[found.num]
-    modes = fit_modes(key_modes, found.position, floor, dense=method.dense)
-    share, share_error = share_of(found, jnp.exp(log_shares(modes, found.position)))
+    points, found = _together(key_modes, runs, found)
+    modes = fit_modes(key_modes, points, floor, dense=method.dense)
+    findings = _findings_of(runs, modes)
     adapt = Adaptation(
         settings=settings,
         tally=empty_tally(settings),
         modes=modes,
         mode_tally=empty_mode_tally(modes),
-        found=Findings(
-            found.log_evidence,
-            found.log_evidence_error,
-            share,
-            share_error,
-            found.num,
-            found.num_ancestors,
-        ),
+        found=findings,
         loc=loc,
         scale=scale,
         moments=Moments(jnp.zeros((), int), jnp.zeros_like(loc), jnp.zeros_like(loc)),
         reference=reference,
     )
     return adapt, found
+
+
+def _found_more(runs: Descent) -> jax.Array:
+    """Which run: the first, unless another found clearly more evidence."""
+    value = jax.vmap(lambda run: run.log_evidence)(runs)
+    error = jax.vmap(lambda run: run.log_evidence_error)(runs)
+    gain = value - value[0]
+    needed = _CLEARLY_MORE + jnp.sqrt(error**2 + error[0] ** 2)
+    return jnp.argmax(jnp.where(gain > needed, gain, jnp.where(gain == 0.0, 0.0, -1.0)))
+
+
+def _together(key, runs: Descent, found: Descent) -> tuple[jax.Array, Descent]:
+    """Particles of all runs at level 0, each run by its evidence; chains start there.
+
+    The mean of the runs' weighted particles is as unbiased as each of them.
+    """
+    value = jax.vmap(lambda run: run.log_evidence)(runs)
+    num_runs, n, dim = runs.position.shape
+    log_weight = jnp.repeat(jax.nn.log_softmax(value), n)
+    chosen = systematic(key, log_weight)
+    chosen = chosen[jnp.linspace(0, len(chosen) - 1, n).astype(int)]
+    points = runs.position.reshape(num_runs * n, dim)[chosen]
+    return points, found._replace(
+        kept=found.kept.at[found.num].set(some_of(points, found.kept.shape[1]))
+    )
+
+
+def _findings_of(runs: Descent, modes: Modes) -> Findings:
+    """Evidence and shares of all runs together, and what they may be off by."""
+    value = jax.vmap(lambda run: run.log_evidence)(runs)
+    error = jax.vmap(lambda run: run.log_evidence_error)(runs)
+    weight = jax.nn.softmax(value)
+    share, share_error = jax.vmap(
+        lambda run: share_of(run, jnp.exp(log_shares(modes, run.position)))
+    )(runs)
+    mean = weight @ share
+    # a run's share moves with its particles, and with the weight of the run
+    parts = jnp.square(weight[:, None] * share_error) + jnp.square(
+        (weight * error)[:, None] * (share - mean)
+    )
+    apart = jnp.max(jnp.abs(share - mean), axis=0) / len(value)
+    return Findings(
+        log_evidence=jax.nn.logsumexp(value) - np.log(len(value)),
+        log_evidence_error=jnp.sqrt(jnp.sum(jnp.square(weight * error))),
+        share=mean,
+        share_error=jnp.maximum(jnp.sqrt(jnp.sum(parts, axis=0)), apart),
+        num_levels=jnp.max(runs.num),
+        num_ancestors=jnp.max(jax.vmap(lambda run: run.num_ancestors)(runs)),
+        num_evals=jnp.sum(runs.num_evals),
+    )
 
 
 def _choose_variance(key, path, levels_of, method: Method, prior: Prior) -> jax.Array:
@@ -285,7 +350,9 @@ def _pilot_settings(variance: jax.Array, method: Method, prior: Prior) -> Ladder
         inside = time_from_noise_to_signal(finer[:-1])
         times = jnp.concatenate([times[:1], inside, times[-1:]])
     curvature = prior.at(times)
-    return _first_settings(times, variance, curvature, _first_step(method, prior), method)
+    return _first_settings(
+        times, variance, curvature, _first_step(method, prior), method
+    )
 
 
 def _first_step(method: Method, prior: Prior) -> float:
@@ -319,7 +386,9 @@ def _settings_from(found: Descent, variance: jax.Array, method: Method) -> Ladde
     step_size = found.step_size
     if method.step_size is not None:
         step_size = method.step_size
-    settings = _first_settings(times, variance, diagonal_of(curvature), step_size, method)
+    settings = _first_settings(
+        times, variance, diagonal_of(curvature), step_size, method
+    )
     total = jnp.interp(times, barrier.times, barrier.log_ratio)
     settings = settings._replace(
         curvature=curvature[:-1], centre=-jnp.diff(total), barrier=barrier
@@ -335,7 +404,9 @@ def _barrier_of(found: Descent) -> Barrier:
     share = jnp.where(counts, jnp.sqrt(jnp.maximum(found.spread, 0.02)), 0.0)
     zero = jnp.zeros(1, share.dtype)
     height = jnp.concatenate([zero, jnp.cumsum(share[::-1])])
-    ratio = jnp.concatenate([zero, jnp.cumsum(jnp.where(counts, found.log_ratio, 0.0)[::-1])])
+    ratio = jnp.concatenate(
+        [zero, jnp.cumsum(jnp.where(counts, found.log_ratio, 0.0)[::-1])]
+    )
     return Barrier(found.times[::-1], height, -ratio)
 
 

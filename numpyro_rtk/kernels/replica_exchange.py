@@ -282,11 +282,11 @@ class RTKReplicaExchange(PathKernel):
         """K, the noise levels below the standard normal."""
         return self._num_levels
 
-    @property
-    def num_pilot_evals(self) -> int:
-        """Evaluations of the pilot; those of the population are in ``shared.found``."""
+    def num_init_evals(self, state: ExchangeState) -> int:
+        """Evaluations before the first draw, pilot and population, of chains that share."""
         run = NUM_PILOT * self._num_levels * (1 + self._inner.evals_per_step)
-        return run * len(VARIANCE_GRID) if self.model is not None else 0
+        pilot = run * len(VARIANCE_GRID) if self.model is not None else 0
+        return pilot + int(np.max(np.asarray(state.shared.found.num_evals)))
 
     def get_diagnostics_str(self, state: ExchangeState) -> str:
         """Shown beside the progress bar; warns once where levels are too few."""
@@ -574,7 +574,12 @@ def _jump(key, replicas: Replicas, path: Path, plan, modes):
     """One jump at level 0, its acceptance, and the mode that the draw is in."""
     ground = jax.tree.map(lambda leaf: leaf[0], (plan.levels, replicas.evaluation))
     position, evaluation, accept_prob = jump(
-        JumpNoise.draw(key, modes), replicas.position[0], ground[1], path, ground[0], modes
+        JumpNoise.draw(key, modes),
+        replicas.position[0],
+        ground[1],
+        path,
+        ground[0],
+        modes,
     )
     put = lambda all_levels, one: all_levels.at[0].set(one)
     after = replicas._replace(
