@@ -37,6 +37,7 @@ __all__ = [
     "fit_modes",
     "jump",
     "log_shares",
+    "membership",
     "moved_modes",
     "refit_modes",
 ]
@@ -140,6 +141,12 @@ def fit_modes(
 def log_shares(modes: Modes, x: jax.Array) -> jax.Array:
     """Log responsibilities of points ``(n, dim)``, ``(n, M)``."""
     return jax.nn.log_softmax(jax.vmap(lambda z: _by_component(modes, z))(x), axis=-1)
+
+
+def membership(modes: Modes, x: jax.Array) -> jax.Array:
+    """1 for the most likely component of points ``(n, dim)``, else 0, ``(n, M)``."""
+    most_likely = jnp.argmax(log_shares(modes, x), axis=1)
+    return jax.nn.one_hot(most_likely, len(modes.log_weight), dtype=x.dtype)
 
 
 def jump(

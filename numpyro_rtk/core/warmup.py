@@ -41,7 +41,7 @@ from numpyro_rtk.core.modes import (
     add_draws,
     empty_mode_tally,
     fit_modes,
-    log_shares,
+    membership,
     moved_modes,
     refit_modes,
 )
@@ -144,6 +144,7 @@ class Findings(NamedTuple):
         share_error: standard errors.
         num_levels: segments that it needed.
         num_ancestors: particles at the top that the last ones go back to.
+        num_informed: directions in which the posterior is narrower than the prior.
         num_evals: evaluations spent.
     """
 
@@ -153,6 +154,7 @@ class Findings(NamedTuple):
     share_error: jax.Array
     num_levels: jax.Array
     num_ancestors: jax.Array
+    num_informed: jax.Array
     num_evals: jax.Array
 
 
@@ -163,6 +165,7 @@ class Adaptation(NamedTuple):
         settings: levels, proposals, local spreads; see ``ladder.py``.
         tally: sums of the present window.
         modes: what jumps propose.
+        regions: the same as the population left it: what shares of modes are counted by.
         mode_tally: their sums of the present window.
         found: what the population found.
         loc: centre of the ordinary sites' reference, unconstrained, ``(num_ordinary,)``.
@@ -175,6 +178,7 @@ class Adaptation(NamedTuple):
     settings: LadderAdapt
     tally: Tally
     modes: Modes
+    regions: Modes
     mode_tally: ModeTally
     found: Findings
     loc: jax.Array
@@ -257,11 +261,15 @@ def first_adaptation(
     floor = _NARROWEST_MODE / diagonal_of(found.curvature)[found.num]
     points, found = _together(key_modes, runs, found)
     modes = fit_modes(key_modes, points, floor, dense=method.dense)
-    findings = _findings_of(runs, modes)
+    informed = (
+        1.0 - prior.at(jnp.zeros(1, dtype))[0] / diagonal_of(found.curvature)[found.num]
+    )
+    findings = _findings_of(runs, modes, jnp.sum(jnp.maximum(informed, 0.0)))
     adapt = Adaptation(
         settings=settings,
         tally=empty_tally(settings),
         modes=modes,
+        regions=modes,
         mode_tally=empty_mode_tally(modes),
         found=findings,
         loc=loc,
@@ -297,13 +305,13 @@ def _together(key, runs: Descent, found: Descent) -> tuple[jax.Array, Descent]:
     )
 
 
-def _findings_of(runs: Descent, modes: Modes) -> Findings:
+def _findings_of(runs: Descent, modes: Modes, num_informed: jax.Array) -> Findings:
     """Evidence and shares of all runs together, and what they may be off by."""
     value = jax.vmap(lambda run: run.log_evidence)(runs)
     error = jax.vmap(lambda run: run.log_evidence_error)(runs)
     weight = jax.nn.softmax(value)
     share, share_error = jax.vmap(
-        lambda run: share_of(run, jnp.exp(log_shares(modes, run.position)))
+        lambda run: share_of(run, membership(modes, run.position))
     )(runs)
     mean = weight @ share
     # a run's share moves with its particles, and with the weight of the run
@@ -318,6 +326,7 @@ def _findings_of(runs: Descent, modes: Modes) -> Findings:
         share_error=jnp.maximum(jnp.sqrt(jnp.sum(parts, axis=0)), apart),
         num_levels=jnp.max(runs.num),
         num_ancestors=jnp.max(jax.vmap(lambda run: run.num_ancestors)(runs)),
+        num_informed=num_informed,
         num_evals=jnp.sum(runs.num_evals),
     )
 
@@ -541,14 +550,16 @@ def _end_window(adapt: Adaptation, method: Method, num_warmup, iteration, has_pr
     )
     floor = _NARROWEST_MODE / diagonal_of(settings.curvature)[0]
     modes = refit_modes(adapt.modes, adapt.mode_tally, floor)
-    loc, scale = adapt.loc, adapt.scale
+    loc, scale, regions = adapt.loc, adapt.scale, adapt.regions
     if len(has_prior):
         loc, scale = _wider_reference(adapt, may_move, has_prior)
-        modes = _follow(modes, adapt.loc, adapt.scale, loc, scale)
+        follow = lambda modes: _follow(modes, adapt.loc, adapt.scale, loc, scale)
+        modes, regions = follow(modes), follow(regions)
     return adapt._replace(
         settings=settings,
         tally=jax.tree.map(jnp.zeros_like, adapt.tally),
         modes=modes,
+        regions=regions,
         mode_tally=jax.tree.map(jnp.zeros_like, adapt.mode_tally),
         loc=loc,
         scale=scale,

@@ -31,6 +31,7 @@ from numpyro_rtk.core.exchange import (
 from numpyro_rtk.core.ladder import LEAST_ACCEPTANCE, suggest_levels
 from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.modes import JumpNoise, jump, log_shares
+from numpyro_rtk.core.population import Descent
 from numpyro_rtk.core.uld import uld
 from numpyro_rtk.core.warmup import (
     NUM_PILOT,
@@ -99,7 +100,7 @@ class ExchangeState(NamedTuple):
         swap_accept_prob: ``(K,)``, acceptance of the exchanges, lowest edge first.
         level_accept_prob: ``(K,)``, acceptance of the local moves, level 0 first.
         jump_accept_prob: acceptance of the jump between modes.
-        mode: which component of the jumps' mixture the draw belongs to, most likely.
+        mode: which component of the population's mixture the draw belongs to.
         bridge_down: ``(K,)``, terms of the evidence; see :func:`rtk.log_evidence`.
         bridge_up: ``(K,)``, likewise.
         round_trips: lineages that have gone from level 0 to the top and back, since
@@ -274,7 +275,9 @@ class RTKReplicaExchange(PathKernel):
         """One sentence on what the draws are; examples and docs print it."""
         return (
             "exact: replica exchange along the noise ladder, a Markov chain whose "
-            "stationary law is the target, whatever the network learned"
+            "stationary law is the target, whatever the network learned; a mode much "
+            "narrower than those that the starting population found cannot be excluded "
+            "(rtk.diagnose says how much, rtk.check_modes looks again)"
         )
 
     @property
@@ -380,12 +383,24 @@ class RTKReplicaExchange(PathKernel):
     def _build(self, rng_key, init_params, args, kwargs, is_single):
         """One population, from the first chain's key; each chain starts from its own part."""
         first = rng_key if is_single else rng_key[0]
-        key_prior, key_moment, key_down = jr.split(jr.fold_in(first, 1), 3)
+        shared, population = self.look(jr.fold_in(first, 1), args, kwargs)
+        one = lambda key, params: self._init_one(
+            key, params, shared, population, args, kwargs
+        )
+        build = one if is_single else jax.vmap(one)
+        state, has_start = build(rng_key, init_params)
+        return state._replace(shared=shared), has_start
+
+    def look(
+        self, key: jax.Array, args: tuple, kwargs: dict
+    ) -> tuple[Adaptation, Descent]:
+        """What a population sees of the posterior; after the problem's ``setup``."""
+        key_prior, key_moment, key_down = jr.split(key, 3)
         loc, scale = self._problem.ordinary_location(key_prior, args, kwargs)
         bound = self._problem.bind(args, kwargs, loc, scale)
         moment = paths.calibrate(key_moment, bound.base, self._times, self._problem.dim)
         prior = Prior(jnp.asarray(self._times, moment.dtype), moment)
-        shared, population = first_adaptation(
+        return first_adaptation(
             key_down,
             bound.path,
             paths.levels_of,
@@ -395,12 +410,6 @@ class RTKReplicaExchange(PathKernel):
             scale,
             kwargs.get(GIBBS_SITES),
         )
-        one = lambda key, params: self._init_one(
-            key, params, shared, population, args, kwargs
-        )
-        build = one if is_single else jax.vmap(one)
-        state, has_start = build(rng_key, init_params)
-        return state._replace(shared=shared), has_start
 
     def _init_one(self, key, init_params, shared, population, args, kwargs):
         key, key_start, key_noise = jr.split(key, 3)
@@ -536,7 +545,8 @@ class RTKReplicaExchange(PathKernel):
         )
         inputs = (noise, jnp.arange(num_half) % 2)
         after, (info, scores) = jax.lax.scan(body, before, inputs)
-        after, jump_accept, mode = _jump(key_jump, after, path, plan, adapt.modes)
+        after, jump_accept = _jump(key_jump, after, path, plan, adapt.modes)
+        region = jnp.argmax(log_shares(adapt.regions, after.position[:1])[0])
         z = bound.unflatten(after.position[0])
         moved = jnp.any(after.position[0] != position[0])
         z = jax.tree.map(lambda new, old: jnp.where(moved, new, old), z, state.z)
@@ -557,7 +567,7 @@ class RTKReplicaExchange(PathKernel):
             swap_accept_prob=swap,
             level_accept_prob=jnp.mean(info.local_accept_prob, axis=0),
             jump_accept_prob=jump_accept,
-            mode=mode,
+            mode=region,
             bridge_down=down,
             bridge_up=up,
             round_trips=jnp.where(is_kept, after.round_trips, 0),
@@ -571,7 +581,7 @@ class RTKReplicaExchange(PathKernel):
 
 
 def _jump(key, replicas: Replicas, path: Path, plan, modes):
-    """One jump at level 0, its acceptance, and the mode that the draw is in."""
+    """One jump at level 0, and its acceptance."""
     ground = jax.tree.map(lambda leaf: leaf[0], (plan.levels, replicas.evaluation))
     position, evaluation, accept_prob = jump(
         JumpNoise.draw(key, modes),
@@ -586,7 +596,7 @@ def _jump(key, replicas: Replicas, path: Path, plan, modes):
         position=put(replicas.position, position),
         evaluation=jax.tree.map(put, replicas.evaluation, evaluation),
     )
-    return after, accept_prob, jnp.argmax(log_shares(modes, position[None])[0])
+    return after, accept_prob
 
 
 def _noised_start(key, start, replicas, path: Path, plan):
