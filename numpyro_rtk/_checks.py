@@ -5,6 +5,7 @@ import numbers
 import numpy as np
 
 __all__ = [
+    "check_bool",
     "check_fraction",
     "check_non_negative_int",
     "check_positive",
@@ -18,6 +19,12 @@ def _is_int(value: object) -> bool:
 
 def _is_real(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise unless ``value`` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
 
 
 def check_positive_int(name: str, value: object) -> None:

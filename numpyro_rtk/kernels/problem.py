@@ -19,8 +19,15 @@ import numpyro.distributions as dist
 from jax.extend.core import Literal
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
-from numpyro.infer.initialization import init_to_sample
-from numpyro.infer.util import constrain_fn, potential_energy, transform_fn
+from numpyro.infer.initialization import init_to_sample, init_to_uniform
+from numpyro.infer.util import (
+    _unconstrain_reparam,
+    constrain_fn,
+    helpful_support_errors,
+    potential_energy,
+    transform_fn,
+)
+from numpyro.primitives import Messenger
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import Path, log_reference
@@ -141,11 +148,15 @@ class ModelProblem(Problem):
     and standardised by ``loc`` and ``scale``. Towards the noise end the ordinary sites go
     to a standard normal.
 
+    A site is learned where a :class:`LearnedPrior` stands directly in the model. Inside
+    another distribution, in NumPyro's ``scan`` or ``cond``, and where it is observed, it
+    counts as any distribution does: with its ``log_prob``.
+
     Where a learned prior depends on other latent sites (a condition, for one), it is at
     every level what it is at the clean guess of these, and the gradient goes through it.
     """
 
-    def __init__(self, model: Callable, path: str | None):
+    def __init__(self, model: Callable, path: str | None, forward_mode: bool = False):
         if not callable(model):
             raise TypeError(
                 "`model` must be a NumPyro model (a callable); got "
@@ -155,10 +166,12 @@ class ModelProblem(Problem):
             raise ValueError(f'`path` must be None or "gaussian"; got {path!r}.')
         self.model = model
         self.path = path
+        self.forward_mode = forward_mode
         self.learned: tuple[_Site, ...] = ()
         self.ordinary: tuple[_Site, ...] = ()
         self.transforms: dict | None = None
         self.must_replay = False
+        self.has_params = False
         self.is_coupled = False
 
     def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
@@ -169,6 +182,7 @@ class ModelProblem(Problem):
         """
         try:
             jax.eval_shape(lambda k: self._note(self._trace(k, args, kwargs)), key)
+            self._refuse_randomness(args, kwargs)
             self.is_coupled = self._find_coupling(args, kwargs)
         except (
             jax.errors.ConcretizationTypeError,
@@ -187,10 +201,8 @@ class ModelProblem(Problem):
             if site["type"] == "sample" and not site["is_observed"]
         }
         _refuse_what_cannot_move(latent)
-        learned = {
-            n: s for n, s in latent.items() if _learned_prior(s["fn"]) is not None
-        }
-        if not learned and self.path is None:
+        learned = {n: s for n, s in latent.items() if _learned_prior(s) is not None}
+        if not learned and self.path is None and not _uses_a_learned_prior(trace):
             raise ValueError(
                 "`model` must have at least one latent site with a `LearnedPrior`, or "
                 f"`path` must be given; got latent sites {sorted(latent)}. Write "
@@ -201,7 +213,8 @@ class ModelProblem(Problem):
         sites, transforms, dynamic = {}, {}, False
         for name, site in latent.items():
             support = site["fn"].support
-            transforms[name] = biject_to(support)
+            with helpful_support_errors(site, raise_warnings=True):
+                transforms[name] = biject_to(support)
             dynamic |= _depends_on_values(support)
             shape = transforms[name].inverse_shape(jnp.shape(site["value"]))
             sites[name] = _Site(name, tuple(shape))
@@ -212,8 +225,25 @@ class ModelProblem(Problem):
         self.has_deterministic = any(
             site["type"] == "deterministic" for site in trace.values()
         )
+        types = {site["type"] for site in trace.values()}
+        self.has_params = not types.isdisjoint({"param", "mutable"})
+        self.subsampled = _subsampled_plates(trace)
         self.num_ordinary = sum(site.size for site in self.ordinary)
         self.dim = self.num_ordinary + sum(site.size for site in self.learned)
+
+    def _refuse_randomness(self, args: tuple, kwargs: dict) -> None:
+        """Run the model once as NumPyro's potential does: without a random seed."""
+        run = lambda u: len(self._trace_at(args, kwargs, self._split(u)))
+        try:
+            jax.eval_shape(run, jnp.zeros(self.dim))
+        except (
+            jax.errors.ConcretizationTypeError,
+            jax.errors.TracerArrayConversionError,
+        ):
+            raise
+        except Exception as error:
+            # it ran with a seed, so that the seed is what is missing
+            raise ValueError(_randomness_message(self.subsampled, error)) from error
 
     def _find_coupling(self, args: tuple, kwargs: dict) -> bool:
         """Whether some learned prior depends on other latent sites."""
@@ -265,7 +295,7 @@ class ModelProblem(Problem):
                 continue
             density = partial(_at_condition, prior.density, with_score)
             shape = tuple(prior.density.condition_shape)
-            batch = trace[site.name]["fn"].shape()
+            batch = jnp.shape(trace[site.name]["value"])
             batch = batch[: len(batch) - len(prior.event_shape)]
             condition = jnp.broadcast_to(prior.condition, (*batch, *shape))
             conditions = (condition.reshape((copies, *shape)),)
@@ -294,7 +324,7 @@ class ModelProblem(Problem):
 
         if self.is_coupled:
             parts_at = lambda u: self._parts(trace_at(u), with_score=False)
-            base = paths.coupled_base(parts_at, self.num_ordinary)
+            base = paths.coupled_base(parts_at, self.num_ordinary, self.forward_mode)
         else:
             base = paths.product_base(self._parts(trace), self.num_ordinary)
 
@@ -307,7 +337,7 @@ class ModelProblem(Problem):
 
         return Bound(
             base=base,
-            path=paths.posterior_path(base, log_likelihood),
+            path=paths.posterior_path(base, log_likelihood, self.forward_mode),
             flatten=lambda values: (self._join(values) - centre) / spread,
             unflatten=unflatten,
             log_volume=jnp.sum(jnp.log(spread)),
@@ -321,7 +351,7 @@ class ModelProblem(Problem):
             return super().ordinary_location(key, args, kwargs)
 
         def draw(key):
-            trace = self._trace(key, args, kwargs)
+            trace = self._trace(key, args, kwargs, draw=True)
             values = {
                 site.name: biject_to(trace[site.name]["fn"].support).inv(
                     trace[site.name]["value"]
@@ -375,43 +405,73 @@ class ModelProblem(Problem):
 
     def constrain(self, args: tuple, kwargs: dict, *, replay: bool) -> Callable:
         """Transforms alone where they suffice; else the model is run again."""
-        if self.must_replay or (replay and self.has_deterministic):
-            model = handlers.seed(self.model, rng_seed=0)
-            return partial(constrain_fn, model, args, kwargs, return_deterministic=True)
-        return partial(transform_fn, self.transforms)
+        if not self.must_replay and not (replay and self.has_deterministic):
+            return partial(transform_fn, self.transforms)
+
+        def run_again(values):
+            model = self._prepared(args, kwargs)
+            return constrain_fn(model, args, kwargs, values, return_deterministic=True)
+
+        return run_again
+
+    def _prepared(self, args: tuple, kwargs: dict) -> Callable:
+        """The model as NumPyro's samplers prepare it, so that it means the same.
+
+        Parameters (``numpyro.param``, modules) stand at their first values; a key that
+        the model asks for (``numpyro.prng_key``) is always the same.
+        """
+        if not self.has_params:
+            return _FixedKey(self.model)
+        seeded = handlers.seed(self.model, rng_seed=0)
+        model = handlers.substitute(seeded, substitute_fn=init_to_uniform)
+        trace = handlers.trace(model).get_trace(*args, **kwargs)
+        values = {
+            name: site["value"]
+            for name, site in trace.items()
+            if site["type"] in ("param", "mutable")
+        }
+        return _FixedKey(handlers.substitute(self.model, data=values))
 
     def _trace(
-        self, key: jax.Array, args: tuple, kwargs: dict, values: dict | None = None
+        self,
+        key: jax.Array,
+        args: tuple,
+        kwargs: dict,
+        values: dict | None = None,
+        *,
+        draw: bool = False,
     ):
-        """Run the model once; learned sites at their centre, others from their prior."""
+        """Run the model once; learned sites at their centre, others anywhere.
+
+        With ``draw`` the ordinary sites are drawn from their prior.
+        """
+        ordinary = {site.name for site in self.ordinary}
 
         def choose(site):
             if site["type"] != "sample" or site["is_observed"]:
-                return init_to_sample(site) if site["type"] == "sample" else None
-            if values is not None and site["name"] in values:
-                return values[site["name"]]
-            prior = _learned_prior(site["fn"])
-            if prior is None:
+                return None
+            name = site["name"]
+            if values is not None and name in values:
+                return values[name]
+            if draw and name in ordinary:
                 return init_to_sample(site)
+            prior = _learned_prior(site)
+            if prior is None:
+                return init_to_uniform(site)
             centre = paths.loc_and_scale(prior.density)[0]
             transform = biject_to(site["fn"].support)
-            shape = transform.inverse_shape(site["fn"].shape())
+            shape = site["kwargs"]["sample_shape"] + site["fn"].shape()
+            shape = transform.inverse_shape(shape)
             return transform(jnp.broadcast_to(centre, shape))
 
-        model = handlers.substitute(
-            handlers.seed(self.model, rng_seed=key), substitute_fn=choose
-        )
+        model = handlers.seed(self._prepared(args, kwargs), rng_seed=key)
+        model = handlers.substitute(model, substitute_fn=choose)
         return handlers.trace(model).get_trace(*args, **kwargs)
 
     def _trace_at(self, args: tuple, kwargs: dict, raw: dict) -> dict:
         """Run the model once at these unconstrained values of all latent sites."""
-
-        def choose(site):
-            if site["type"] != "sample" or site["name"] not in raw:
-                return None
-            return biject_to(site["fn"].support)(raw[site["name"]])
-
-        model = handlers.seed(self.model, rng_seed=0)
+        choose = partial(_unconstrain_reparam, raw)
+        model = self._prepared(args, kwargs)
         model = handlers.substitute(model, substitute_fn=choose)
         return handlers.trace(model).get_trace(*args, **kwargs)
 
@@ -427,51 +487,88 @@ class ModelProblem(Problem):
         return jnp.concatenate([jnp.ravel(values[site.name]) for site in sites])
 
     def _log_rest(self, args, kwargs, values, trace, u) -> jax.Array:
-        """Log joint density of everything but the learned sites, which stand fixed."""
-        transforms = {
-            s.name: biject_to(trace[s.name]["fn"].support) for s in self.learned
-        }
-        fixed = {name: transforms[name](values[name]) for name in transforms}
-        free = {site.name: values[site.name] for site in self.ordinary}
-        model = handlers.seed(self.model, rng_seed=0)
-        rest = handlers.block(handlers.substitute(model, data=fixed), hide=list(fixed))
+        """NumPyro's own log joint density, less what the base counts of it.
+
+        Plain learned sites are the base's alone, so they are hidden rather than counted
+        twice. All others, with a mask or a scale, NumPyro counts its way (the Jacobian of
+        a masked site is masked with it), and what the base counts in full is taken off.
+        """
+        plain = {}
+        for site in self.learned:
+            if _is_plain(trace[site.name]):
+                transform = biject_to(trace[site.name]["fn"].support)
+                plain[site.name] = transform(values[site.name])
+        free = {name: values[name] for name in values if name not in plain}
+        model = handlers.substitute(self._prepared(args, kwargs), data=plain)
+        rest = handlers.block(model, hide=list(plain))
         value = -jnp.asarray(potential_energy(rest, args, kwargs, free))
-        start = 0
+        start, zero = 0, jnp.zeros((), u.dtype)
         for site, part in zip(self.learned, self._parts(trace), strict=True):
-            block = u[start : start + site.size]
+            rows = u[start : start + site.size].reshape(part.copies, part.dim)
             start += site.size
-            message = trace[site.name]
-            if _is_plain(message):
+            if site.name in plain:
                 continue
-            # a mask or a scale: what the base counts in full is put right here
-            weight = 1.0 if message["scale"] is None else message["scale"]
-            raw, constrained = values[site.name], fixed[site.name]
-            log_det = transforms[site.name].log_abs_det_jacobian(raw, constrained)
-            # NumPyro scales the Jacobian with its site, so that is the model's density
-            actual = jnp.sum(weight * message["fn"].log_prob(constrained))
-            actual += jnp.sum(weight * log_det)
-            rows, zero = (
-                block.reshape(part.copies, part.dim),
-                jnp.zeros((), block.dtype),
-            )
-            counted = part.at(rows, zero).log_density
-            spread = paths.loc_and_scale(_prior_of(message).density)[1]
+            spread = paths.loc_and_scale(_prior_of(trace[site.name]).density)[1]
             log_volume = part.copies * jnp.sum(jnp.log(spread))
-            value = value + actual + log_volume - jnp.sum(counted)
+            value = value + log_volume - jnp.sum(part.at(rows, zero).log_density)
         return value
 
 
-def _learned_prior(fn: Any) -> LearnedPrior | None:
-    """The learned prior inside expand, to_event and mask; None for other sites."""
+class _FixedKey(Messenger):
+    """Gives the same key wherever a model asks for one, as NumPyro's samplers do."""
+
+    def process_message(self, msg: Any) -> None:
+        """Before a seed further out would."""
+        if msg["type"] == "prng_key" and msg["value"] is None:
+            msg["value"] = jr.key(0)
+
+
+def _learned_prior(site: dict) -> LearnedPrior | None:
+    """The learned prior inside expand, to_event and mask; None for other sites.
+
+    Those of NumPyro's control flow are others: their priors are one for each step.
+    """
+    fn = site["fn"]
     wrappers = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
     while isinstance(fn, wrappers):
         fn = fn.base_dist
-    return fn if isinstance(fn, LearnedPrior) else None
+    is_direct = isinstance(fn, LearnedPrior) and not fn.is_stacked
+    return fn if is_direct and not site.get("_control_flow_done") else None
+
+
+def _uses_a_learned_prior(trace: dict) -> bool:
+    """Whether there is one anywhere, however deep inside another distribution."""
+    is_learned = lambda leaf: isinstance(leaf, LearnedPrior)
+    sites = [site["fn"] for site in trace.values() if site["type"] == "sample"]
+    return any(map(is_learned, jax.tree.leaves(sites, is_leaf=is_learned)))
+
+
+def _subsampled_plates(trace: dict) -> list[str]:
+    """Plates that would draw a batch of their rows."""
+    plates = {n: site["args"] for n, site in trace.items() if site["type"] == "plate"}
+    return [n for n, (size, batch) in plates.items() if batch not in (None, size)]
+
+
+def _randomness_message(subsampled: list[str], error: Exception) -> str:
+    start = "`model` must draw nothing at random but its latent sites; got "
+    if subsampled:
+        return (
+            f"{start}the plates {subsampled} with `subsample_size`: a batch drawn once "
+            "and scaled up gives another posterior, one drawn anew each time none. Use "
+            "all rows (no `subsample_size`), or choose the batch yourself and approve "
+            "of that: `handlers.substitute(model, data={"
+            f"{subsampled[0]!r}: indices}})`. `numpyro.infer.HMCECS` is made for subsampling."
+        )
+    return (
+        f"{start}an error where the model runs without a random seed, as it does in NUTS: "
+        f"{type(error).__name__}: {error}. Is a site hidden (`handlers.block`), or drawn "
+        "inside a likelihood? Draw before, and pass what was drawn as an argument."
+    )
 
 
 def _prior_of(site: dict) -> LearnedPrior:
     """The prior of a site that is known to be learned."""
-    prior = _learned_prior(site["fn"])
+    prior = _learned_prior(site)
     assert prior is not None
     return prior
 
