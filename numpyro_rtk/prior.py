@@ -306,7 +306,7 @@ class LearnedPrior(dist.Distribution):
 
 
 def _log_prob_of_stack(prior: LearnedPrior, value: jax.Array) -> jax.Array:
-    """Each prior of a stack at its own entry of ``value``; axes broadcast from the right."""
+    """Each prior of a stack at its own entry of ``value``; axes broadcast."""
     stack, (batch, _) = prior._stack, prior._condition_shapes()
     missing = len(stack) + len(batch) + len(prior.event_shape) - value.ndim
     if missing < 0:
@@ -339,7 +339,7 @@ def _sample_stack(prior: LearnedPrior, key: jax.Array, shape: tuple) -> jax.Arra
 
 @promote_batch_shape.register
 def _promote_stack(prior: LearnedPrior) -> LearnedPrior:
-    """What NumPyro's ``scan`` does to the distributions of its steps: the stack is a batch."""
+    """What NumPyro's ``scan`` asks of its steps' distributions: the stack is a batch."""
     new = copy.copy(prior)
     new._batch_shape = (*prior._stack, *prior._condition_shapes()[0])
     return new

@@ -455,6 +455,8 @@ class ModelProblem(Problem):
                 return values[name]
             if draw and name in ordinary:
                 return init_to_sample(site)
+            if site["value"] is not None:
+                return site["value"]  # given by a handler inside the model
             prior = _learned_prior(site)
             if prior is None:
                 return init_to_uniform(site)
@@ -557,7 +559,7 @@ def _randomness_message(subsampled: list[str], error: Exception) -> str:
             "and scaled up gives another posterior, one drawn anew each time none. Use "
             "all rows (no `subsample_size`), or choose the batch yourself and approve "
             "of that: `handlers.substitute(model, data={"
-            f"{subsampled[0]!r}: indices}})`. `numpyro.infer.HMCECS` is made for subsampling."
+            f"{subsampled[0]!r}: indices}})`. `numpyro.infer.HMCECS` is made for batches."
         )
     return (
         f"{start}an error where the model runs without a random seed, as it does in NUTS: "
