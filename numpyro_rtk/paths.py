@@ -81,13 +81,14 @@ class Part(NamedTuple):
     """Independent copies of one density, side by side in the position vector.
 
     ``density``: of one copy, a ``BaseFn``. ``dim``: of one copy. ``copies``: how many.
-    ``conditions``: further arguments of ``density``, each with a leading axis of copies.
+    ``conditions``: further arguments of ``density``, arrays or trees of them, each with a
+    leading axis of copies.
     """
 
     density: Callable[..., Evaluation]
     dim: int
     copies: int
-    conditions: tuple[jax.Array, ...] = ()
+    conditions: tuple[Any, ...] = ()
 
     def at(self, block: jax.Array, t: jax.Array) -> Evaluation:
         """Of each copy; ``block`` (copies, dim)."""
@@ -96,7 +97,8 @@ class Part(NamedTuple):
 
     def of_one(self, block: jax.Array, t: jax.Array) -> Evaluation:
         """Of the only copy; ``block`` (1, dim)."""
-        return self.density(block[0], t, *(c[0] for c in self.conditions))
+        first = jax.tree.map(lambda leaf: leaf[0], self.conditions)
+        return self.density(block[0], t, *first)
 
 
 class Levels(NamedTuple):

@@ -156,6 +156,12 @@ class LearnedPrior(dist.Distribution):
         """Whether it is several priors in one, as after NumPyro's ``scan``."""
         return bool(self._stack)
 
+    @property
+    def first(self) -> "LearnedPrior":
+        """The first prior of a stack; itself where it is one."""
+        index = (0,) * len(self._stack)
+        return jax.tree.map(lambda leaf: leaf[index], self) if index else self
+
     def _condition_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Batch shape and shape of one condition."""
         if self._condition is None:
@@ -166,12 +172,33 @@ class LearnedPrior(dist.Distribution):
 
     def _one_density(self) -> Any:
         """The density, of p(x | c) at the first of the conditions."""
-        first = (0,) * len(self._stack)
-        one = jax.tree.map(lambda leaf: leaf[first], self) if first else self
+        one = self.first
         if one.condition is None:
             return one.density
         _, shape = one._condition_shapes()
         return one.density.given(jnp.reshape(one.condition, (-1, *shape))[0])
+
+    def each(self, batch: tuple[int, ...]) -> "LearnedPrior":
+        """One prior for each entry of ``batch``, stacked along one axis.
+
+        For the steps of a ``scan``, which may differ in everything that is an array.
+        """
+        stack, (own, _) = self._stack, self._condition_shapes()
+
+        def spread(leaf, rank, axes):
+            tail = jnp.shape(leaf)[rank:]
+            leaf = jnp.reshape(leaf, (*jnp.shape(leaf)[:rank], *axes, *tail))
+            return jnp.broadcast_to(leaf, (*batch, *tail)).reshape((-1, *tail))
+
+        new = copy.copy(self)
+        ones = (1,) * len(own)
+        new._arrays = jax.tree.map(lambda x: spread(x, len(stack), ones), self._arrays)
+        if self._condition is not None:
+            new._condition = spread(self._condition, len(stack) + len(own), ())
+        leaves = jax.tree.leaves((new._arrays, new._condition))
+        new._ranks = tuple(jnp.ndim(leaf) - 1 for leaf in leaves)
+        new._batch_shape = (math.prod(batch),)
+        return new
 
     @property
     def support(self) -> constraints.Constraint:
@@ -337,7 +364,7 @@ def _sample_stack(prior: LearnedPrior, key: jax.Array, shape: tuple) -> jax.Arra
     return draws.reshape((*shape, *stack, *draws.shape[len(shape) + 1 :]))
 
 
-@promote_batch_shape.register
+@promote_batch_shape.register(LearnedPrior)  # pyright: ignore[reportArgumentType]
 def _promote_stack(prior: LearnedPrior) -> LearnedPrior:
     """What NumPyro's ``scan`` asks of its steps' distributions: the stack is a batch."""
     new = copy.copy(prior)

@@ -148,9 +148,10 @@ class ModelProblem(Problem):
     and standardised by ``loc`` and ``scale``. Towards the noise end the ordinary sites go
     to a standard normal.
 
-    A site is learned where a :class:`LearnedPrior` stands directly in the model. Inside
-    another distribution, in NumPyro's ``scan`` or ``cond``, and where it is observed, it
-    counts as any distribution does: with its ``log_prob``.
+    A site is learned where a :class:`LearnedPrior` stands directly in the model, or in
+    NumPyro's ``scan``. Inside another distribution, in a ``cond`` whose branch follows a
+    latent site, and where it is observed, it counts as any distribution does: with its
+    ``log_prob``.
 
     Where a learned prior depends on other latent sites (a condition, for one), it is at
     every level what it is at the clean guess of these, and the gradient goes through it.
@@ -172,6 +173,7 @@ class ModelProblem(Problem):
         self.transforms: dict | None = None
         self.must_replay = False
         self.has_params = False
+        self.demoted: frozenset[str] = frozenset()
         self.is_coupled = False
 
     def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
@@ -180,10 +182,11 @@ class ModelProblem(Problem):
         The trace is abstract, as it will be inside the transition: a model that needs
         the values of its sites in Python is caught here.
         """
+        self.demoted = frozenset()
         try:
-            jax.eval_shape(lambda k: self._note(self._trace(k, args, kwargs)), key)
+            self._note_sites(key, args, kwargs)
             self._refuse_randomness(args, kwargs)
-            self.is_coupled = self._find_coupling(args, kwargs)
+            self.is_coupled = self._find_coupling(key, args, kwargs)
         except (
             jax.errors.ConcretizationTypeError,
             jax.errors.TracerArrayConversionError,
@@ -194,6 +197,9 @@ class ModelProblem(Problem):
                 "jax.lax.cond or jnp.where instead."
             ) from error
 
+    def _note_sites(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
+        jax.eval_shape(lambda k: self._note(self._trace(k, args, kwargs)), key)
+
     def _note(self, trace: dict) -> None:
         latent = {
             name: site
@@ -201,7 +207,11 @@ class ModelProblem(Problem):
             if site["type"] == "sample" and not site["is_observed"]
         }
         _refuse_what_cannot_move(latent)
-        learned = {n: s for n, s in latent.items() if _learned_prior(s) is not None}
+        learned = {
+            n: site
+            for n, site in latent.items()
+            if _learned_prior(site) is not None and n not in self.demoted
+        }
         if not learned and self.path is None and not _uses_a_learned_prior(trace):
             raise ValueError(
                 "`model` must have at least one latent site with a `LearnedPrior`, or "
@@ -228,6 +238,7 @@ class ModelProblem(Problem):
         types = {site["type"] for site in trace.values()}
         self.has_params = not types.isdisjoint({"param", "mutable"})
         self.subsampled = _subsampled_plates(trace)
+        self.in_control_flow = {n for n in learned if "_control_flow_done" in trace[n]}
         self.num_ordinary = sum(site.size for site in self.ordinary)
         self.dim = self.num_ordinary + sum(site.size for site in self.learned)
 
@@ -245,7 +256,7 @@ class ModelProblem(Problem):
             # it ran with a seed, so that the seed is what is missing
             raise ValueError(_randomness_message(self.subsampled, error)) from error
 
-    def _find_coupling(self, args: tuple, kwargs: dict) -> bool:
+    def _find_coupling(self, key: jax.Array, args: tuple, kwargs: dict) -> bool:
         """Whether some learned prior depends on other latent sites."""
         if not self.learned:
             return False
@@ -253,7 +264,7 @@ class ModelProblem(Problem):
         def priors(u):
             trace = self._trace_at(args, kwargs, self._split(u))
             messages = [trace[site.name] for site in self.learned]
-            processes = [paths.loc_and_scale(_prior_of(m).density) for m in messages]
+            processes = {s.name: _process(trace[s.name], s) for s in self.learned}
             laws = []
             for site, message, part in zip(
                 self.learned, messages, self._parts(trace), strict=True
@@ -267,7 +278,13 @@ class ModelProblem(Problem):
 
         processes, laws = _depends_on(priors, jnp.zeros(self.dim))
         names = [site.name for site in self.learned]
-        if any(jax.tree.leaves(processes)):
+        moving = {name for name in names if any(processes[name])}
+        if moving and moving <= self.in_control_flow:
+            # another density for each value, as of `cond`: no noise process in common
+            self.demoted |= moving
+            self._note_sites(key, args, kwargs)
+            return self._find_coupling(key, args, kwargs)
+        if moving:
             raise ValueError(
                 "`loc` and `scale` of a learned density must not depend on latent sites: "
                 f"they are those of the noise process; got sites {names}. Give the "
@@ -287,8 +304,14 @@ class ModelProblem(Problem):
         parts = []
         for site in self.learned:
             prior = _prior_of(trace[site.name])
-            event_size = math.prod(prior.density.event_shape)
+            event_size = math.prod(prior.first.density.event_shape)
             copies = site.size // event_size
+            if prior.is_stacked:
+                batch = jnp.shape(trace[site.name]["value"])
+                each = prior.each(batch[: len(batch) - len(prior.event_shape)])
+                density = partial(_of_stack, with_score)
+                parts.append(paths.Part(density, event_size, copies, (each,)))
+                continue
             if prior.condition is None:
                 density = paths.standardised(prior.density, with_score=with_score)
                 parts.append(paths.Part(density, event_size, copies))
@@ -309,9 +332,9 @@ class ModelProblem(Problem):
         trace = self._trace(jr.key(0), args, kwargs)
         centres, spreads = [], []
         for site in self.learned:
-            centre, spread = paths.loc_and_scale(_prior_of(trace[site.name]).density)
-            centres.append(jnp.ravel(jnp.broadcast_to(centre, site.shape)))
-            spreads.append(jnp.ravel(jnp.broadcast_to(spread, site.shape)))
+            centre, spread = _process(trace[site.name], site)
+            centres.append(jnp.ravel(centre))
+            spreads.append(jnp.ravel(spread))
         centre = jnp.concatenate([*centres, loc])
         spread = jnp.concatenate([*spreads, scale])
         first_ordinary = self.dim - self.num_ordinary
@@ -510,8 +533,7 @@ class ModelProblem(Problem):
             start += site.size
             if site.name in plain:
                 continue
-            spread = paths.loc_and_scale(_prior_of(trace[site.name]).density)[1]
-            log_volume = part.copies * jnp.sum(jnp.log(spread))
+            log_volume = jnp.sum(jnp.log(_process(trace[site.name], site)[1]))
             value = value + log_volume - jnp.sum(part.at(rows, zero).log_density)
         return value
 
@@ -526,16 +548,12 @@ class _FixedKey(Messenger):
 
 
 def _learned_prior(site: dict) -> LearnedPrior | None:
-    """The learned prior inside expand, to_event and mask; None for other sites.
-
-    Those of NumPyro's control flow are others: their priors are one for each step.
-    """
+    """The learned prior inside expand, to_event and mask; None for other sites."""
     fn = site["fn"]
     wrappers = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
     while isinstance(fn, wrappers):
         fn = fn.base_dist
-    is_direct = isinstance(fn, LearnedPrior) and not fn.is_stacked
-    return fn if is_direct and not site.get("_control_flow_done") else None
+    return fn if isinstance(fn, LearnedPrior) else None
 
 
 def _uses_a_learned_prior(trace: dict) -> bool:
@@ -575,6 +593,26 @@ def _prior_of(site: dict) -> LearnedPrior:
     return prior
 
 
+def _process(message: dict, site: _Site) -> tuple[jax.Array, jax.Array]:
+    """Centre and scale of the noise process of a learned site, of its shape."""
+    prior = _prior_of(message)
+    if not prior.is_stacked:
+        loc, scale = paths.loc_and_scale(prior.density)
+        return jnp.broadcast_to(loc, site.shape), jnp.broadcast_to(scale, site.shape)
+    batch = jnp.shape(message["value"])
+    each = prior.each(batch[: len(batch) - len(prior.event_shape)])
+    found = jax.vmap(lambda prior: paths.loc_and_scale(prior.density))(each)
+    loc, scale = (leaf.reshape(site.shape) for leaf in found)
+    return loc, scale
+
+
+def _of_stack(with_score: bool, z, t, prior: LearnedPrior) -> paths.Evaluation:
+    """One of several priors at one standardised position."""
+    if prior.condition is not None:
+        return _at_condition(prior.density, with_score, z, t, prior.condition)
+    return paths.standardised(prior.density, with_score=with_score)(z, t)
+
+
 def _at_condition(density: Any, with_score: bool, z, t, condition) -> paths.Evaluation:
     """A density p(x | c) at one standardised position and one condition."""
     given = density.given(condition)
@@ -587,13 +625,35 @@ def _depends_on(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
     By what is computed from what: a derivative would miss a step or a rounding.
     """
     closed, outputs = jax.make_jaxpr(function, return_shape=True)(x)
-    reached = set(closed.jaxpr.invars)
-    is_reached = lambda v: not isinstance(v, Literal) and v in reached
-    for equation in closed.jaxpr.eqns:
-        if any(map(is_reached, equation.invars)):
-            reached.update(equation.outvars)
-    flags = [is_reached(v) for v in closed.jaxpr.outvars]
+    flags = _reached(closed.jaxpr, [True] * len(closed.jaxpr.invars))
     return jax.tree.unflatten(jax.tree.structure(outputs), flags)
+
+
+def _reached(jaxpr: Any, inputs: list[bool]) -> list[bool]:
+    """Which outputs of a program depend on these of its inputs."""
+    reached = {v for v, flag in zip(jaxpr.invars, inputs, strict=True) if flag}
+    is_reached = lambda v: not isinstance(v, Literal) and v in reached
+    for equation in jaxpr.eqns:
+        flags = [is_reached(v) for v in equation.invars]
+        if equation.primitive.name == "scan":
+            flags = _reached_by_scan(equation.params, flags)
+        else:
+            flags = [any(flags)] * len(equation.outvars)
+        reached.update(
+            v for v, flag in zip(equation.outvars, flags, strict=True) if flag
+        )
+    return [is_reached(v) for v in jaxpr.outvars]
+
+
+def _reached_by_scan(params: dict, inputs: list[bool]) -> list[bool]:
+    """The same of ``lax.scan``, whose outputs may be constants that a step passes on."""
+    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    while True:
+        outputs = _reached(params["jaxpr"].jaxpr, inputs)
+        carry = [a or b for a, b in zip(inputs[first:last], outputs, strict=False)]
+        if carry == inputs[first:last]:
+            return outputs
+        inputs = [*inputs[:first], *carry, *inputs[last:]]
 
 
 def _is_plain(site: dict) -> bool:
