@@ -214,6 +214,7 @@ def _of_run(mcmc: MCMC, sites: Any) -> tuple[dict, dict]:
         # the vector of `learned_sites` is there already, by the names of its parts
         whole = {n for n, site in first.items() if "learned_vector" in _notes(site)}
         values = {name: values[name] for name in supports if name not in whole}
+        fixed = {name: support for name, support in fixed.items() if name in values}
     return dict(values), fixed
 
 
@@ -239,7 +240,7 @@ def _supports_of(trace: dict, values: Mapping) -> dict[str, Any]:
         if site["type"] == "sample" and not site["is_observed"] and name in values:
             supports[name] = site["fn"].support
             known.add(notes.get("learned_vector"))
-        elif notes.get("part_of") in known and name in values:
+        elif "part_of" in notes and notes["part_of"] in known and name in values:
             supports[name] = constraint_of(notes["support"])
     return supports
 

@@ -387,6 +387,14 @@ def cond_on_a_latent_site(y):
 
 
 @same(Y)
+def cond_between_noise_processes(y):
+    b = numpyro.sample("b", dist.Normal())
+    elsewhere = eqx.tree_at(lambda m: m.loc, TWO, TWO.loc + 1.0)
+    draw = lambda m: lambda _: numpyro.sample("x", rtk.LearnedPrior(m))
+    observe(b * cond(b > 0, draw(TWO), draw(elsewhere), None), y)
+
+
+@same(Y)
 def lax_control_flow_in_the_likelihood(y):
     x = numpyro.sample("x", PRIOR)
     total = jax.lax.fori_loop(0, 3, lambda i, s: jnp.sin(s) + x[0], x[1])

@@ -59,10 +59,8 @@ def difference(row: Row, **options):
     u = jr.normal(jr.key(5), (NUM_POINTS, problem.dim))
     ours, theirs = jax.jit(jax.vmap(both))(u)
     assert all(np.isfinite(leaf).all() for leaf in theirs)
-    return [
-        float(np.max(np.abs(a - b) / (1.0 + np.abs(b))))
-        for a, b in zip(*(ours, theirs))
-    ]
+    deviation = lambda a, b: float(np.max(np.abs(a - b) / (1.0 + np.abs(b))))
+    return deviation(ours[0], theirs[0]), deviation(ours[1], theirs[1])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -74,6 +72,34 @@ def test_the_log_density_is_numpyro_s_own(name):
     value, gradient = difference(MODELS[name])
     assert value < 3e-4
     assert gradient < 3e-3
+
+
+def test_the_table_is_long_enough():
+    assert len(MODELS) + len(REFUSALS) > 120
+
+
+WHAT_IS_WHAT = {
+    "several learned": (["x", "z"], [], False),
+    "condition is latent": (["x"], ["c"], True),
+    "observed learned": ([], ["loc"], False),
+    "transformed": ([], ["x"], False),
+    "scan with the prior closed over": (["e"], [], False),
+    "scan with the prior as an argument": (["e"], [], False),
+    "scan with a plate inside": (["e"], [], False),
+    "scan under a carried condition": (["x"], ["c"], True),
+    "scan of a wrapped prior": ([], ["e"], False),
+    "cond on a latent site": (["x"], ["b"], True),
+    "cond between noise processes": ([], ["b", "x"], False),
+}
+
+
+@pytest.mark.parametrize("name", WHAT_IS_WHAT)
+def test_what_is_learned_and_what_ordinary(name):
+    """Learned sites are annealed along their own noise levels: where that can be."""
+    problem, _ = bind(MODELS[name])
+    names = lambda sites: [site.name for site in sites]
+    found = names(problem.learned), names(problem.ordinary), problem.is_coupled
+    assert found == WHAT_IS_WHAT[name]
 
 
 @pytest.mark.parametrize(
@@ -113,14 +139,22 @@ def test_randomness_that_a_seed_hides_is_seen(monkeypatch):
     bind(REFUSALS["subsample"])
 
 
+def run_once_in_nuts(row: Row):
+    found = util.initialize_model(jr.key(0), row.model, model_args=row.args)
+    jax.jit(jax.grad(found.potential_fn))(found.param_info.z)
+
+
+def run_once(row: Row):
+    problem, bound = bind(row)
+    bound.path(jnp.zeros(problem.dim), LEVEL)
+
+
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_numpyro_refuses_is_refused(name):
     row = REFUSALS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(Exception):  # noqa: B017  whatever NumPyro says
-            found = util.initialize_model(jr.key(0), row.model, model_args=row.args)
-            jax.jit(jax.grad(found.potential_fn))(found.param_info.z)
+        with pytest.raises(Exception):  # noqa: B017, PT011  whatever NumPyro says
+            run_once_in_nuts(row)
     with pytest.raises((TypeError, ValueError), match=row.message):
-        problem, bound = bind(row)
-        bound.path(jnp.zeros(problem.dim), LEVEL)
+        run_once(row)
