@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "check_bool",
     "check_finite_values",
     "check_fraction",
     "check_non_negative_int",
@@ -22,6 +23,12 @@ def _is_int(value: object) -> bool:
 
 def _is_real(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise unless ``value`` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
 
 
 def check_positive_int(name: str, value: object) -> None:

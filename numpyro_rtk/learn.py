@@ -10,7 +10,7 @@ import numpy as np
 from numpyro import handlers
 from numpyro.infer import MCMC
 
-from numpyro_rtk.sites import unconstrain_rows
+from numpyro_rtk.sites import constraint_of, unconstrain_rows
 from numpyro_rtk.training.fit import NOISE_RANGE, fit as fit_rows
 from numpyro_rtk.training.rows import is_stream
 
@@ -45,13 +45,15 @@ def fit(
         key: random key, typed or legacy; the result is a function of it.
         samples: a floating point array ``(n, *event_shape)``; a dict of such arrays, one
             joint density; or yesterday's posterior: a finished ``numpyro.infer.MCMC``
-            (its latent sites, with their supports), InferenceData or a DataTree (all
+            (its latent sites and those of ``learned_sites``, with their supports),
+            InferenceData or a DataTree (all
             variables of the group ``posterior``). For more than fits the memory: a
             ``np.memmap``; or a stream, an object that ``iter()`` starts anew or a
             function without arguments that returns an iterator, over arrays
             ``(m, *event_shape)`` of any ``m`` (see below).
         sites: names to take, of a dict or a run; None takes all. For an ``MCMC`` a
-            deterministic site may be named as well; its support must then be given.
+            deterministic site may be named as well; its support must then be given,
+            unless ``learned_sites`` recorded it.
         support: a NumPyro constraint (of a dict or a run: a dict of them by name). The
             density is learned of unconstrained values, through NumPyro's ``biject_to``;
             what is not named is real.
@@ -205,25 +207,42 @@ def _of_run(mcmc: MCMC, sites: Any) -> tuple[dict, dict]:
             "`samples` must be a run of a NumPyro model; got one of a density. Pass "
             "`mcmc.get_samples()` instead."
         )
-    supports, later = (_supports_at(mcmc, model, values, row) for row in (0, -1))
+    first, last = (_trace_at(mcmc, model, values, row) for row in (0, -1))
+    supports, later = (_supports_of(trace, values) for trace in (first, last))
     fixed = {n: s for n, s in supports.items() if repr(s) == repr(later[n])}
     if sites is None:
-        values = {name: values[name] for name in supports}
+        # the vector of `learned_sites` is there already, by the names of its parts
+        whole = {n for n, site in first.items() if "learned_vector" in _notes(site)}
+        values = {name: values[name] for name in supports if name not in whole}
+        fixed = {name: support for name, support in fixed.items() if name in values}
     return dict(values), fixed
 
 
-def _supports_at(mcmc: MCMC, model: Any, values: Mapping, row: int) -> dict[str, Any]:
-    """Supports of the latent sites where the model stands at one draw."""
+def _trace_at(mcmc: MCMC, model: Any, values: Mapping, row: int) -> dict[str, Any]:
+    """The model where it stands at one draw."""
     draw = {name: value[row] for name, value in values.items()}
     seeded = handlers.substitute(handlers.seed(model, rng_seed=0), draw)
     # what the run was called with; NumPyro keeps it under these names
     args, kwargs = getattr(mcmc, "_args", ()), getattr(mcmc, "_kwargs", {})
-    trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-    return {
-        name: site["fn"].support
-        for name, site in trace.items()
-        if site["type"] == "sample" and not site["is_observed"] and name in values
-    }
+    return handlers.trace(seeded).get_trace(*args, **kwargs)
+
+
+def _notes(site: dict) -> dict[str, Any]:
+    """What ``learned_sites`` wrote on a site."""
+    return dict(site.get("rtk", ()))
+
+
+def _supports_of(trace: dict, values: Mapping) -> dict[str, Any]:
+    """Supports of the latent sites, and of those that ``learned_sites`` recorded."""
+    supports, known = {}, set()
+    for name, site in trace.items():
+        notes = _notes(site)
+        if site["type"] == "sample" and not site["is_observed"] and name in values:
+            supports[name] = site["fn"].support
+            known.add(notes.get("learned_vector"))
+        elif "part_of" in notes and notes["part_of"] in known and name in values:
+            supports[name] = constraint_of(notes["support"])
+    return supports
 
 
 def _check_supports_known(values: dict, known: dict, sites: Any, support: Any) -> None:

@@ -81,13 +81,14 @@ class Part(NamedTuple):
     """Independent copies of one density, side by side in the position vector.
 
     ``density``: of one copy, a ``BaseFn``. ``dim``: of one copy. ``copies``: how many.
-    ``conditions``: further arguments of ``density``, each with a leading axis of copies.
+    ``conditions``: further arguments of ``density``, arrays or trees of them, each with a
+    leading axis of copies.
     """
 
     density: Callable[..., Evaluation]
     dim: int
     copies: int
-    conditions: tuple[jax.Array, ...] = ()
+    conditions: tuple[Any, ...] = ()
 
     def at(self, block: jax.Array, t: jax.Array) -> Evaluation:
         """Of each copy; ``block`` (copies, dim)."""
@@ -96,7 +97,8 @@ class Part(NamedTuple):
 
     def of_one(self, block: jax.Array, t: jax.Array) -> Evaluation:
         """Of the only copy; ``block`` (1, dim)."""
-        return self.density(block[0], t, *(c[0] for c in self.conditions))
+        first = jax.tree.map(lambda leaf: leaf[0], self.conditions)
+        return self.density(block[0], t, *first)
 
 
 class Levels(NamedTuple):
@@ -188,7 +190,9 @@ def product_base(parts: Sequence[tuple], num_normal: int) -> BaseFn:
 
 
 def coupled_base(
-    parts_at: Callable[[jax.Array], Sequence[tuple]], num_normal: int
+    parts_at: Callable[[jax.Array], Sequence[tuple]],
+    num_normal: int,
+    forward_mode: bool = False,
 ) -> BaseFn:
     r"""As :func:`product_base`, where densities are conditional on other coordinates.
 
@@ -201,12 +205,13 @@ def coupled_base(
         parts_at: the parts for a clean position; of their densities only the log density
             is used, which JAX must be able to differentiate.
         num_normal: as there.
+        forward_mode: see :func:`posterior_path`.
     """
 
     def log_density(u, t):
         return product_base(parts_at(signal(t) * u), num_normal)(u, t).log_density
 
-    value_and_grad = jax.value_and_grad(log_density)
+    value_and_grad = _value_and_grad(log_density, forward_mode)
     return lambda u, t: _usable(*value_and_grad(u, t))
 
 
@@ -216,15 +221,19 @@ def prior_path(base: BaseFn) -> Path:
 
 
 def posterior_path(
-    base: BaseFn, log_likelihood: Callable[[jax.Array], jax.Array]
+    base: BaseFn,
+    log_likelihood: Callable[[jax.Array], jax.Array],
+    forward_mode: bool = False,
 ) -> Path:
     """The module's posterior path.
 
     Args:
         base: the noised prior.
         log_likelihood: everything else, a scalar function of a standardised position.
+        forward_mode: differentiate it forwards, which costs as many passes as there are
+            coordinates but goes through a ``lax.while_loop``.
     """
-    value_and_grad = jax.value_and_grad(log_likelihood)
+    value_and_grad = _value_and_grad(log_likelihood, forward_mode)
 
     def evaluate(u: jax.Array, level: Levels) -> Evaluation:
         prior = base(u, level.t)
@@ -234,6 +243,33 @@ def posterior_path(
             prior.log_density + beta * value,
             prior.score + beta * level.signal * gradient,
         )
+
+    return evaluate
+
+
+def _value_and_grad(function: Callable, forward_mode: bool) -> Callable:
+    """Value and gradient with respect to the first of the arguments."""
+    if forward_mode:
+
+        def twice(*args):
+            value = function(*args)
+            return value, value
+
+        forwards = jax.jacfwd(twice, has_aux=True)
+        return lambda *args: forwards(*args)[::-1]
+    backwards = jax.value_and_grad(function)
+
+    def evaluate(*args):
+        try:
+            return backwards(*args)
+        except ValueError as error:
+            if "Reverse-mode differentiation" not in str(error):
+                raise
+            raise ValueError(
+                "`forward_mode_differentiation` must be True for this model: it has a "
+                "`lax.while_loop` or `lax.fori_loop` of unknown length, which JAX cannot "
+                "differentiate backwards; got False. Pass it to the kernel, as to NUTS."
+            ) from error
 
     return evaluate
 

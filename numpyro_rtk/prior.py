@@ -2,6 +2,7 @@
 # pyright: reportIncompatibleVariableOverride=false
 """The learned prior as a NumPyro distribution."""
 
+import copy
 import math
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.batch_util import promote_batch_shape
+from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
@@ -103,7 +106,7 @@ class LearnedPrior(dist.Distribution):
 
     arg_constraints = {}
     pytree_data_fields = ("_arrays", "_condition")
-    pytree_aux_fields = ("_static", "_spec")
+    pytree_aux_fields = ("_static", "_spec", "_ranks")
 
     def __init__(
         self,
@@ -117,6 +120,8 @@ class LearnedPrior(dist.Distribution):
         # Held in two halves so that the distribution crosses jit, vmap and lax.cond.
         self._arrays, self._static = eqx.partition(density, eqx.is_array)
         self._spec = _support_of(density, support)
+        leaves = jax.tree.leaves((self._arrays, self._condition))
+        self._ranks = tuple(map(jnp.ndim, leaves))
         shape = tuple(density.event_shape)
         if self._spec is not None:
             shape = biject_to(constraint_of(self._spec)).forward_shape(shape)
@@ -138,21 +143,62 @@ class LearnedPrior(dist.Distribution):
         """Whether there is a ``log_prob``, not draws alone."""
         return paths.has_energy(self._one_density())
 
+    @property
+    def _stack(self) -> tuple[int, ...]:
+        """Leading axes that every array has gained: priors stacked by scan or vmap."""
+        leaves = jax.tree.leaves((self._arrays, self._condition))
+        for leaf, rank in zip(leaves, self._ranks, strict=True):
+            return jnp.shape(leaf)[: jnp.ndim(leaf) - rank]
+        return ()
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether it is several priors in one, as after NumPyro's ``scan``."""
+        return bool(self._stack)
+
+    @property
+    def first(self) -> "LearnedPrior":
+        """The first prior of a stack; itself where it is one."""
+        index = (0,) * len(self._stack)
+        return jax.tree.map(lambda leaf: leaf[index], self) if index else self
+
     def _condition_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Batch shape and shape of one condition."""
         if self._condition is None:
             return (), ()
         rank = len(self.density.condition_shape)
-        shape = jnp.shape(self._condition)
+        shape = jnp.shape(self._condition)[len(self._stack) :]
         return shape[: len(shape) - rank], shape[len(shape) - rank :]
 
     def _one_density(self) -> Any:
         """The density, of p(x | c) at the first of the conditions."""
-        density = self.density
-        if self._condition is None:
-            return density
-        _, shape = self._condition_shapes()
-        return density.given(jnp.reshape(self._condition, (-1, *shape))[0])
+        one = self.first
+        if one.condition is None:
+            return one.density
+        _, shape = one._condition_shapes()
+        return one.density.given(jnp.reshape(one.condition, (-1, *shape))[0])
+
+    def each(self, batch: tuple[int, ...]) -> "LearnedPrior":
+        """One prior for each entry of ``batch``, stacked along one axis.
+
+        For the steps of a ``scan``, which may differ in everything that is an array.
+        """
+        stack, (own, _) = self._stack, self._condition_shapes()
+
+        def spread(leaf, rank, axes):
+            tail = jnp.shape(leaf)[rank:]
+            leaf = jnp.reshape(leaf, (*jnp.shape(leaf)[:rank], *axes, *tail))
+            return jnp.broadcast_to(leaf, (*batch, *tail)).reshape((-1, *tail))
+
+        new = copy.copy(self)
+        ones = (1,) * len(own)
+        new._arrays = jax.tree.map(lambda x: spread(x, len(stack), ones), self._arrays)
+        if self._condition is not None:
+            new._condition = spread(self._condition, len(stack) + len(own), ())
+        leaves = jax.tree.leaves((new._arrays, new._condition))
+        new._ranks = tuple(jnp.ndim(leaf) - 1 for leaf in leaves)
+        new._batch_shape = (math.prod(batch),)
+        return new
 
     @property
     def support(self) -> constraints.Constraint:
@@ -176,6 +222,8 @@ class LearnedPrior(dist.Distribution):
             raise ValueError(
                 f"`value` must have shape batch + {self.event_shape}; got {value.shape}."
             )
+        if self._stack:
+            return _log_prob_of_stack(self, value)
         if self._spec is None:
             return self._log_density(value)
         transform = biject_to(self.support)
@@ -212,6 +260,8 @@ class LearnedPrior(dist.Distribution):
         """Draws, ``sample_shape + batch_shape + event_shape``; the class says how close."""
         if not is_prng_key(key):
             raise TypeError(f"`key` must be a PRNG key; got {key!r}.")
+        if self._stack:
+            return _sample_stack(self, key, sample_shape)
         draws = self._sample_all(key, sample_shape)
         return draws if self._spec is None else biject_to(self.support)(draws)
 
@@ -282,6 +332,46 @@ class LearnedPrior(dist.Distribution):
         return jax.jit(fit)(jr.key(0))
 
 
+def _log_prob_of_stack(prior: LearnedPrior, value: jax.Array) -> jax.Array:
+    """Each prior of a stack at its own entry of ``value``; axes broadcast."""
+    stack, (batch, _) = prior._stack, prior._condition_shapes()
+    missing = len(stack) + len(batch) + len(prior.event_shape) - value.ndim
+    if missing < 0:
+        return jax.vmap(prior.log_prob)(value)
+    value = value.reshape((1,) * missing + value.shape)
+    if 1 not in (stack[0], value.shape[0]) and stack[0] != value.shape[0]:
+        raise ValueError(
+            f"`value` must have a shape that broadcasts with the {stack} stacked priors; "
+            f"got {value.shape}."
+        )
+    both = lambda prior, value: prior.log_prob(value)
+    if stack[0] == value.shape[0]:
+        return jax.vmap(both)(prior, value)
+    if stack[0] == 1:
+        one = jax.tree.map(lambda leaf: leaf[0], prior)
+        return jax.vmap(both, in_axes=(None, 0))(one, value)
+    return jax.vmap(both, in_axes=(0, None))(prior, value[0])
+
+
+def _sample_stack(prior: LearnedPrior, key: jax.Array, shape: tuple) -> jax.Array:
+    """Draws of each prior of a stack, ``shape + stack + batch_shape + event_shape``."""
+    stack = prior._stack
+    size = math.prod(stack)
+    merge = lambda leaf: leaf.reshape((size, *leaf.shape[len(stack) :]))
+    one = lambda key, prior: prior.sample(key, shape)
+    draws = jax.vmap(one)(jr.split(key, size), jax.tree.map(merge, prior))
+    draws = jnp.moveaxis(draws, 0, len(shape))
+    return draws.reshape((*shape, *stack, *draws.shape[len(shape) + 1 :]))
+
+
+@promote_batch_shape.register(LearnedPrior)  # pyright: ignore[reportArgumentType]
+def _promote_stack(prior: LearnedPrior) -> LearnedPrior:
+    """What NumPyro's ``scan`` asks of its steps' distributions: the stack is a batch."""
+    new = copy.copy(prior)
+    new._batch_shape = (*prior._stack, *prior._condition_shapes()[0])
+    return new
+
+
 def _condition_of(density: Any, condition: Any) -> jax.Array | None:
     """The condition, checked against the density; None where it has none."""
     own = getattr(density, "condition_shape", None)
@@ -338,7 +428,9 @@ def learned_sites(name: str, prior: LearnedPrior) -> dict[str, jax.Array]:
     >>> mu, tau = sites["mu"], sites["tau"]                      # doctest: +SKIP
 
     One latent site ``name`` holds the unconstrained vector that the joint density is of;
-    every named site is recorded as a deterministic one, constrained.
+    every named site is recorded as a deterministic one, constrained. ``rtk.fit`` on the
+    finished run takes the named sites, with the supports that they have here: a posterior
+    is handed on day after day by the same two lines.
 
     Args:
         name: of the latent site.
@@ -363,5 +455,27 @@ def learned_sites(name: str, prior: LearnedPrior) -> dict[str, jax.Array]:
             "`prior` must be learned of named sites (`rtk.fit` on a dict); got one of an "
             f'array. Write `numpyro.sample("{name}", prior)`.'
         )
-    values = split_sites(sites, jnp.asarray(numpyro.sample(name, prior)))
-    return {n: jnp.asarray(numpyro.deterministic(n, v)) for n, v in values.items()}
+    with _Mark(name, {"learned_vector": name}):
+        vector = jnp.asarray(numpyro.sample(name, prior))
+    values = split_sites(sites, vector)
+    for site in sites:
+        with _Mark(site.name, {"part_of": name, "support": site.support}):
+            value = numpyro.deterministic(str(site.name), values[str(site.name)])
+        values[str(site.name)] = jnp.asarray(value)
+    return values
+
+
+class _Mark(Messenger):
+    """Writes on one site what ``rtk.fit`` reads when the posterior is handed on.
+
+    On the site itself, which handlers further out may rename (``handlers.scope``).
+    """
+
+    def __init__(self, name: str | None, notes: dict[str, Any]):
+        super().__init__()
+        self.name, self.notes = name, notes
+
+    def process_message(self, msg: Any) -> None:
+        """Mark the site, not those that handlers add in passing."""
+        if msg.get("name") == self.name:
+            msg["rtk"] = tuple(self.notes.items())

@@ -54,8 +54,11 @@ def support_spec(argument: str, support: Any) -> tuple[Any, ...]:
             f"`{argument}` must be continuous: discrete values have no density; got "
             f"{support!r}."
         )
-    for name in constraints.__all__:
+    # NumPyro's list first; it has not all of its public names
+    for name in (*constraints.__all__, *vars(constraints)):
         known = getattr(constraints, name)
+        if name.startswith("_"):
+            continue
         if isinstance(known, type):
             if type(support) is known:
                 parameters, _ = support.tree_flatten()

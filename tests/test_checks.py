@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from numpyro_rtk._checks import (
+    check_bool,
     check_fraction,
     check_non_negative_int,
     check_positive,
@@ -13,6 +14,8 @@ from numpyro_rtk._checks import (
 )
 
 ACCEPTED = [
+    (check_bool, True),
+    (check_bool, np.bool_(False)),
     (check_positive_int, 1),
     (check_positive_int, np.int64(3)),
     (check_non_negative_int, 0),
@@ -24,6 +27,8 @@ ACCEPTED = [
     (check_fraction, Fraction(1, 3)),
 ]
 REFUSED = [
+    (check_bool, 1, TypeError, "True or False; got 1"),
+    (check_bool, None, TypeError, "True or False; got None"),
     (check_positive_int, 0, ValueError, "at least 1; got 0"),
     (check_positive_int, -2, ValueError, "at least 1; got -2"),
     (check_positive_int, 1.0, TypeError, "an integer; got 1.0"),

@@ -7,6 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import potential_energy
@@ -46,6 +47,7 @@ SUPPORTS = {"tau": constraints.positive, "share": constraints.simplex}
         constraints.less_than(-3.0),
         constraints.simplex,
         constraints.ordered_vector,
+        constraints.positive_ordered_vector,
         constraints.corr_cholesky,
         constraints.interval(np.array([0.0, 1.0]), np.array([1.0, 5.0])),
         constraints.independent(constraints.positive, 1),
@@ -196,6 +198,35 @@ def test_a_finished_run_becomes_a_prior_on_its_latent_sites(yesterday, tmp_path)
     np.testing.assert_allclose(
         samples["tau"], np.exp(samples["prior"][:, 1]), rtol=1e-4
     )
+
+
+def test_a_posterior_is_handed_on_day_after_day_by_the_same_two_lines():
+    """What ``learned_sites`` recorded keeps its supports, in two scopes too."""
+    learn = lambda samples, **options: rtk.fit(
+        jr.key(1), samples, num_components=1, **options, **QUICK
+    )[0]
+    prior = rtk.LearnedPrior(learn(rows(), support=SUPPORTS))
+
+    def model():
+        for scope in ("a", "b"):
+            with handlers.scope(prefix=scope):
+                sites = rtk.learned_sites("yesterday", prior)
+        numpyro.sample("y", dist.Normal(sites["mu"], sites["tau"]), obs=0.3)
+        numpyro.deterministic("other", sites["mu"] ** 2)
+
+    mcmc = MCMC(NUTS(model), num_warmup=20, num_samples=200, progress_bar=False)
+    mcmc.run(jr.key(0))
+    today = learn(mcmc)
+    names = ["a/mu", "a/tau", "a/share", "b/mu", "b/tau", "b/share"]
+    assert [site.name for site in today.sites] == names
+    supports = [("real",), ("positive",), ("simplex",)]
+    assert [site.support for site in today.sites] == 2 * supports
+    today = learn(mcmc, sites=["b/tau", "a/mu"])
+    assert [site.support for site in today.sites] == [("positive",), ("real",)]
+    vector = learn(mcmc, sites=["a/yesterday"])
+    assert vector.sites[0].support == ("real",)
+    with pytest.raises(ValueError, match=r"deterministic sites.*got none for .'other'"):
+        learn(mcmc, sites=["other"])
 
 
 def test_bounds_that_depend_on_other_sites_are_asked_for():

@@ -11,6 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
+from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.infer import Predictive, log_likelihood
 from numpyro.infer.util import log_density
 
@@ -71,6 +72,31 @@ def test_it_crosses_jit_vmap_and_cond():
     )(True).log_prob(X)
     for other in (through_jit, through_vmap, through_cond):
         np.testing.assert_allclose(other, direct, rtol=1e-5)
+
+
+def test_a_stack_of_priors_is_each_of_them():
+    """As NumPyro's scan and jax.vmap make one: arrays with further axes in front."""
+    move = lambda i: eqx.tree_at(lambda m: m.means, MIXTURE, MIXTURE.means + i)
+    moved = [move(i) for i in range(3)]
+    priors = [rtk.LearnedPrior(density) for density in moved]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *priors)
+    assert stack.is_stacked
+    expected = jnp.stack([p.log_prob(x) for p, x in zip(priors, X, strict=True)])
+    np.testing.assert_allclose(stack.log_prob(X), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(stack.log_prob)(X[:1])[0], priors[0].log_prob(X[0]), rtol=1e-5
+    )
+    both = stack.log_prob(jnp.stack([X, X]))
+    np.testing.assert_allclose(both, jnp.stack([expected] * 2), rtol=1e-5)
+    with pytest.raises(ValueError, match="broadcasts with the .3,. stacked priors"):
+        stack.log_prob(X[:2])
+    draws = stack.sample(jr.key(0), (2000,))
+    assert draws.shape == (2000, 3, 2)
+    centres = jnp.stack([p.sample(jr.key(1), (2000,)).mean(0) for p in priors])
+    # a standard error of at most 1.3 / sqrt(2000), twice
+    assert np.abs(draws.mean(0) - centres).max() < 5 * 1.3 * (2 / 2000) ** 0.5
+    assert stack.has_energy
+    assert promote_batch_shape(stack).batch_shape == (3,)
 
 
 def test_a_learned_model_crosses_jit_too():

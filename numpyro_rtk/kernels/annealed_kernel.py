@@ -120,8 +120,15 @@ class AnnealedKernel(PathKernel):
         predictor: str | None,
         path: str | None,
         setting: str,
+        forward_mode_differentiation: bool,
     ):
-        super().__init__(model, score=score, path=path, build_inner=build_inner)
+        super().__init__(
+            model,
+            score=score,
+            path=path,
+            build_inner=build_inner,
+            forward_mode_differentiation=forward_mode_differentiation,
+        )
         inner = self._inner
         is_model = model is not None
         defaults = MODEL_DEFAULTS if is_model else SCORE_DEFAULTS

@@ -10,6 +10,7 @@ import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key, not_jax_tracer
 
+from numpyro_rtk._checks import check_bool
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.kernels.problem import ModelProblem, Problem, ScoreProblem
 
@@ -34,8 +35,10 @@ class PathKernel(MCMCKernel):
         score: Any,
         path: str | None,
         build_inner: Callable[[], InnerSampler],
+        forward_mode_differentiation: bool = False,
     ):
-        self._problem = _problem(model, score, path)
+        check_bool("forward_mode_differentiation", forward_mode_differentiation)
+        self._problem = _problem(model, score, path, forward_mode_differentiation)
         self._build_inner = build_inner
         self._inner = build_inner()
         self._num_warmup = 0
@@ -70,7 +73,8 @@ class PathKernel(MCMCKernel):
         if not isinstance(self._problem, ModelProblem):
             raise TypeError("`wrap_model` needs a kernel that was built from a model.")
         kernel = copy.copy(self)
-        kernel._problem = ModelProblem(wrapper(self.model), self._problem.path)
+        old = self._problem
+        kernel._problem = ModelProblem(wrapper(self.model), old.path, old.forward_mode)
         kernel._sample_fn = None
         return kernel
 
@@ -150,7 +154,9 @@ class PathKernel(MCMCKernel):
         )
 
 
-def _problem(model: Callable | None, score: Any, path: str | None) -> Problem:
+def _problem(
+    model: Callable | None, score: Any, path: str | None, forward_mode: bool
+) -> Problem:
     if (model is None) == (score is None):
         got = "neither" if model is None else "both"
         raise ValueError(
@@ -159,7 +165,7 @@ def _problem(model: Callable | None, score: Any, path: str | None) -> Problem:
             "itself."
         )
     if model is not None:
-        return ModelProblem(model, path)
+        return ModelProblem(model, path, forward_mode)
     if path is not None:
         raise ValueError("`path` must be None with `score`: a density is its own path.")
     return ScoreProblem(score)

@@ -19,8 +19,15 @@ import numpyro.distributions as dist
 from jax.extend.core import Literal
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
-from numpyro.infer.initialization import init_to_sample
-from numpyro.infer.util import constrain_fn, potential_energy, transform_fn
+from numpyro.infer.initialization import init_to_sample, init_to_uniform
+from numpyro.infer.util import (
+    _unconstrain_reparam,
+    constrain_fn,
+    helpful_support_errors,
+    potential_energy,
+    transform_fn,
+)
+from numpyro.primitives import Messenger
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import Path, log_reference
@@ -142,11 +149,16 @@ class ModelProblem(Problem):
     and standardised by ``loc`` and ``scale``. Towards the noise end the ordinary sites go
     to a standard normal.
 
+    A site is learned where a :class:`LearnedPrior` stands directly in the model, or in
+    NumPyro's ``scan``. Inside another distribution, in a ``cond`` whose branch follows a
+    latent site, and where it is observed, it counts as any distribution does: with its
+    ``log_prob``.
+
     Where a learned prior depends on other latent sites (a condition, for one), it is at
     every level what it is at the clean guess of these, and the gradient goes through it.
     """
 
-    def __init__(self, model: Callable, path: str | None):
+    def __init__(self, model: Callable, path: str | None, forward_mode: bool = False):
         if not callable(model):
             raise TypeError(
                 "`model` must be a NumPyro model (a callable); got "
@@ -156,10 +168,13 @@ class ModelProblem(Problem):
             raise ValueError(f'`path` must be None or "gaussian"; got {path!r}.')
         self.model = model
         self.path = path
+        self.forward_mode = forward_mode
         self.learned: tuple[_Site, ...] = ()
         self.ordinary: tuple[_Site, ...] = ()
         self.transforms: dict | None = None
         self.must_replay = False
+        self.has_params = False
+        self.demoted: frozenset[str] = frozenset()
         self.is_coupled = False
 
     def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
@@ -168,9 +183,11 @@ class ModelProblem(Problem):
         The trace is abstract, as it will be inside the transition: a model that needs
         the values of its sites in Python is caught here.
         """
+        self.demoted = frozenset()
         try:
-            jax.eval_shape(lambda k: self._note(self._trace(k, args, kwargs)), key)
-            self.is_coupled = self._find_coupling(args, kwargs)
+            self._note_sites(key, args, kwargs)
+            self._refuse_randomness(args, kwargs)
+            self.is_coupled = self._find_coupling(key, args, kwargs)
         except (
             jax.errors.ConcretizationTypeError,
             jax.errors.TracerArrayConversionError,
@@ -181,6 +198,9 @@ class ModelProblem(Problem):
                 "jax.lax.cond or jnp.where instead."
             ) from error
 
+    def _note_sites(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
+        jax.eval_shape(lambda k: self._note(self._trace(k, args, kwargs)), key)
+
     def _note(self, trace: dict) -> None:
         latent = {
             name: site
@@ -189,13 +209,16 @@ class ModelProblem(Problem):
         }
         _refuse_what_cannot_move(latent)
         learned = {
-            n: s for n, s in latent.items() if _learned_prior(s["fn"]) is not None
+            n: site
+            for n, site in latent.items()
+            if _learned_prior(site) is not None and n not in self.demoted
         }
         self.has_energy = all(_prior_of(site).has_energy for site in learned.values())
         sites, transforms, dynamic = {}, {}, False
         for name, site in latent.items():
             support = site["fn"].support
-            transforms[name] = biject_to(support)
+            with helpful_support_errors(site, raise_warnings=True):
+                transforms[name] = biject_to(support)
             dynamic |= _depends_on_values(support)
             shape = transforms[name].inverse_shape(jnp.shape(site["value"]))
             sites[name] = _Site(name, tuple(shape))
@@ -206,6 +229,10 @@ class ModelProblem(Problem):
         self.has_deterministic = any(
             site["type"] == "deterministic" for site in trace.values()
         )
+        types = {site["type"] for site in trace.values()}
+        self.has_params = not types.isdisjoint({"param", "mutable"})
+        self.subsampled = _subsampled_plates(trace)
+        self.in_control_flow = {n for n in learned if "_control_flow_done" in trace[n]}
         self.num_ordinary = sum(site.size for site in self.ordinary)
         proper = [
             np.full(site.size, _has_prior(latent[site.name]["fn"]))
@@ -214,7 +241,21 @@ class ModelProblem(Problem):
         self.has_prior = np.concatenate([*proper, np.zeros(0, bool)])
         self.dim = self.num_ordinary + sum(site.size for site in self.learned)
 
-    def _find_coupling(self, args: tuple, kwargs: dict) -> bool:
+    def _refuse_randomness(self, args: tuple, kwargs: dict) -> None:
+        """Run the model once as NumPyro's potential does: without a random seed."""
+        run = lambda u: len(self._trace_at(args, kwargs, self._split(u)))
+        try:
+            jax.eval_shape(run, jnp.zeros(self.dim))
+        except (
+            jax.errors.ConcretizationTypeError,
+            jax.errors.TracerArrayConversionError,
+        ):
+            raise
+        except Exception as error:
+            # it ran with a seed, so that the seed is what is missing
+            raise ValueError(_randomness_message(self.subsampled, error)) from error
+
+    def _find_coupling(self, key: jax.Array, args: tuple, kwargs: dict) -> bool:
         """Whether some learned prior depends on other latent sites."""
         if not self.learned:
             return False
@@ -222,7 +263,7 @@ class ModelProblem(Problem):
         def priors(u):
             trace = self._trace_at(args, kwargs, self._split(u))
             messages = [trace[site.name] for site in self.learned]
-            processes = [paths.loc_and_scale(_prior_of(m).density) for m in messages]
+            processes = {s.name: _process(trace[s.name], s) for s in self.learned}
             laws = []
             for site, message, part in zip(
                 self.learned, messages, self._parts(trace), strict=True
@@ -236,7 +277,13 @@ class ModelProblem(Problem):
 
         processes, laws = _depends_on(priors, jnp.zeros(self.dim))
         names = [site.name for site in self.learned]
-        if any(jax.tree.leaves(processes)):
+        moving = {name for name in names if any(processes[name])}
+        if moving and moving <= self.in_control_flow:
+            # another density for each value, as of `cond`: no noise process in common
+            self.demoted |= moving
+            self._note_sites(key, args, kwargs)
+            return self._find_coupling(key, args, kwargs)
+        if moving:
             raise ValueError(
                 "`loc` and `scale` of a learned density must not depend on latent sites: "
                 f"they are those of the noise process; got sites {names}. Give the "
@@ -256,15 +303,21 @@ class ModelProblem(Problem):
         parts = []
         for site in self.learned:
             prior = _prior_of(trace[site.name])
-            event_size = math.prod(prior.density.event_shape)
+            event_size = math.prod(prior.first.density.event_shape)
             copies = site.size // event_size
+            if prior.is_stacked:
+                batch = jnp.shape(trace[site.name]["value"])
+                each = prior.each(batch[: len(batch) - len(prior.event_shape)])
+                density = partial(_of_stack, with_score)
+                parts.append(paths.Part(density, event_size, copies, (each,)))
+                continue
             if prior.condition is None:
                 density = paths.standardised(prior.density, with_score=with_score)
                 parts.append(paths.Part(density, event_size, copies))
                 continue
             density = partial(_at_condition, prior.density, with_score)
             shape = tuple(prior.density.condition_shape)
-            batch = trace[site.name]["fn"].shape()
+            batch = jnp.shape(trace[site.name]["value"])
             batch = batch[: len(batch) - len(prior.event_shape)]
             condition = jnp.broadcast_to(prior.condition, (*batch, *shape))
             conditions = (condition.reshape((copies, *shape)),)
@@ -278,9 +331,9 @@ class ModelProblem(Problem):
         trace = self._trace(jr.key(0), args, kwargs)
         centres, spreads = [], []
         for site in self.learned:
-            centre, spread = paths.loc_and_scale(_prior_of(trace[site.name]).density)
-            centres.append(jnp.ravel(jnp.broadcast_to(centre, site.shape)))
-            spreads.append(jnp.ravel(jnp.broadcast_to(spread, site.shape)))
+            centre, spread = _process(trace[site.name], site)
+            centres.append(jnp.ravel(centre))
+            spreads.append(jnp.ravel(spread))
         centre = jnp.concatenate([*centres, loc])
         spread = jnp.concatenate([*spreads, scale])
         first_ordinary = self.dim - self.num_ordinary
@@ -293,7 +346,7 @@ class ModelProblem(Problem):
 
         if self.is_coupled:
             parts_at = lambda u: self._parts(trace_at(u), with_score=False)
-            base = paths.coupled_base(parts_at, self.num_ordinary)
+            base = paths.coupled_base(parts_at, self.num_ordinary, self.forward_mode)
         else:
             base = paths.product_base(self._parts(trace), self.num_ordinary)
 
@@ -306,7 +359,7 @@ class ModelProblem(Problem):
 
         return Bound(
             base=base,
-            path=paths.posterior_path(base, log_likelihood),
+            path=paths.posterior_path(base, log_likelihood, self.forward_mode),
             flatten=lambda values: (self._join(values) - centre) / spread,
             unflatten=unflatten,
             log_volume=jnp.sum(jnp.log(spread)),
@@ -320,7 +373,7 @@ class ModelProblem(Problem):
             return super().ordinary_location(key, args, kwargs)
 
         def draw(key):
-            trace = self._trace(key, args, kwargs)
+            trace = self._trace(key, args, kwargs, draw=True)
             values = {
                 site.name: biject_to(trace[site.name]["fn"].support).inv(
                     trace[site.name]["value"]
@@ -374,43 +427,75 @@ class ModelProblem(Problem):
 
     def constrain(self, args: tuple, kwargs: dict, *, replay: bool) -> Callable:
         """Transforms alone where they suffice; else the model is run again."""
-        if self.must_replay or (replay and self.has_deterministic):
-            model = handlers.seed(self.model, rng_seed=0)
-            return partial(constrain_fn, model, args, kwargs, return_deterministic=True)
-        return partial(transform_fn, self.transforms)
+        if not self.must_replay and not (replay and self.has_deterministic):
+            return partial(transform_fn, self.transforms)
+
+        def run_again(values):
+            model = self._prepared(args, kwargs)
+            return constrain_fn(model, args, kwargs, values, return_deterministic=True)
+
+        return run_again
+
+    def _prepared(self, args: tuple, kwargs: dict) -> Callable:
+        """The model as NumPyro's samplers prepare it, so that it means the same.
+
+        Parameters (``numpyro.param``, modules) stand at their first values; a key that
+        the model asks for (``numpyro.prng_key``) is always the same.
+        """
+        if not self.has_params:
+            return _FixedKey(self.model)
+        seeded = handlers.seed(self.model, rng_seed=0)
+        model = handlers.substitute(seeded, substitute_fn=init_to_uniform)
+        trace = handlers.trace(model).get_trace(*args, **kwargs)
+        values = {
+            name: site["value"]
+            for name, site in trace.items()
+            if site["type"] in ("param", "mutable")
+        }
+        return _FixedKey(handlers.substitute(self.model, data=values))
 
     def _trace(
-        self, key: jax.Array, args: tuple, kwargs: dict, values: dict | None = None
+        self,
+        key: jax.Array,
+        args: tuple,
+        kwargs: dict,
+        values: dict | None = None,
+        *,
+        draw: bool = False,
     ):
-        """Run the model once; learned sites at their centre, others from their prior."""
+        """Run the model once; learned sites at their centre, others anywhere.
+
+        With ``draw`` the ordinary sites are drawn from their prior.
+        """
+        ordinary = {site.name for site in self.ordinary}
 
         def choose(site):
             if site["type"] != "sample" or site["is_observed"]:
-                return init_to_sample(site) if site["type"] == "sample" else None
-            if values is not None and site["name"] in values:
-                return values[site["name"]]
-            prior = _learned_prior(site["fn"])
-            if prior is None:
+                return None
+            name = site["name"]
+            if values is not None and name in values:
+                return values[name]
+            if draw and name in ordinary:
                 return init_to_sample(site)
+            if site["value"] is not None:
+                return site["value"]  # given by a handler inside the model
+            prior = _learned_prior(site)
+            if prior is None:
+                return init_to_uniform(site)
             centre = paths.loc_and_scale(prior.density)[0]
             transform = biject_to(site["fn"].support)
-            shape = transform.inverse_shape(site["fn"].shape())
+            shape = site["kwargs"]["sample_shape"] + site["fn"].shape()
+            shape = transform.inverse_shape(shape)
             return transform(jnp.broadcast_to(centre, shape))
 
-        model = handlers.substitute(
-            handlers.seed(self.model, rng_seed=key), substitute_fn=choose
-        )
+        model = handlers.seed(self._prepared(args, kwargs), rng_seed=key)
+        model = handlers.substitute(model, substitute_fn=choose)
         return handlers.trace(model).get_trace(*args, **kwargs)
 
     def _trace_at(self, args: tuple, kwargs: dict, raw: dict) -> dict:
         """Run the model once at these unconstrained values of all latent sites."""
-
-        def choose(site):
-            if site["type"] != "sample" or site["name"] not in raw:
-                return None
-            return biject_to(site["fn"].support)(raw[site["name"]])
-
-        model = handlers.seed(self.model, rng_seed=0)
+        choose = partial(_unconstrain_reparam, raw)
+        model = self._prepared(args, kwargs)
         model = handlers.substitute(model, substitute_fn=choose)
         return handlers.trace(model).get_trace(*args, **kwargs)
 
@@ -426,42 +511,44 @@ class ModelProblem(Problem):
         return jnp.concatenate([jnp.ravel(values[site.name]) for site in sites])
 
     def _log_rest(self, args, kwargs, values, trace, u) -> jax.Array:
-        """Log joint density of everything but the learned sites, which stand fixed."""
-        transforms = {
-            s.name: biject_to(trace[s.name]["fn"].support) for s in self.learned
-        }
-        fixed = {name: transforms[name](values[name]) for name in transforms}
-        free = {site.name: values[site.name] for site in self.ordinary}
-        model = handlers.seed(self.model, rng_seed=0)
-        rest = handlers.block(handlers.substitute(model, data=fixed), hide=list(fixed))
+        """NumPyro's own log joint density, less what the base counts of it.
+
+        Plain learned sites are the base's alone, so they are hidden rather than counted
+        twice. All others, with a mask or a scale, NumPyro counts its way (the Jacobian of
+        a masked site is masked with it), and what the base counts in full is taken off.
+        """
+        plain = {}
+        for site in self.learned:
+            if _is_plain(trace[site.name]):
+                transform = biject_to(trace[site.name]["fn"].support)
+                plain[site.name] = transform(values[site.name])
+        free = {name: values[name] for name in values if name not in plain}
+        model = handlers.substitute(self._prepared(args, kwargs), data=plain)
+        rest = handlers.block(model, hide=list(plain))
         value = -jnp.asarray(potential_energy(rest, args, kwargs, free))
-        start = 0
+        start, zero = 0, jnp.zeros((), u.dtype)
         for site, part in zip(self.learned, self._parts(trace), strict=True):
-            block = u[start : start + site.size]
+            rows = u[start : start + site.size].reshape(part.copies, part.dim)
             start += site.size
-            message = trace[site.name]
-            if _is_plain(message):
+            if site.name in plain:
                 continue
-            # a mask or a scale: what the base counts in full is put right here
-            weight = 1.0 if message["scale"] is None else message["scale"]
-            raw, constrained = values[site.name], fixed[site.name]
-            log_det = transforms[site.name].log_abs_det_jacobian(raw, constrained)
-            # NumPyro scales the Jacobian with its site, so that is the model's density
-            actual = jnp.sum(weight * message["fn"].log_prob(constrained))
-            actual += jnp.sum(weight * log_det)
-            rows, zero = (
-                block.reshape(part.copies, part.dim),
-                jnp.zeros((), block.dtype),
-            )
-            counted = part.at(rows, zero).log_density
-            spread = paths.loc_and_scale(_prior_of(message).density)[1]
-            log_volume = part.copies * jnp.sum(jnp.log(spread))
-            value = value + actual + log_volume - jnp.sum(counted)
+            log_volume = jnp.sum(jnp.log(_process(trace[site.name], site)[1]))
+            value = value + log_volume - jnp.sum(part.at(rows, zero).log_density)
         return value
 
 
-def _learned_prior(fn: Any) -> LearnedPrior | None:
+class _FixedKey(Messenger):
+    """Gives the same key wherever a model asks for one, as NumPyro's samplers do."""
+
+    def process_message(self, msg: Any) -> None:
+        """Before a seed further out would."""
+        if msg["type"] == "prng_key" and msg["value"] is None:
+            msg["value"] = jr.key(0)
+
+
+def _learned_prior(site: dict) -> LearnedPrior | None:
     """The learned prior inside expand, to_event and mask; None for other sites."""
+    fn = site["fn"]
     wrappers = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
     while isinstance(fn, wrappers):
         fn = fn.base_dist
@@ -475,11 +562,54 @@ def _has_prior(fn: Any) -> bool:
     return not isinstance(fn, dist.ImproperUniform)
 
 
+def _subsampled_plates(trace: dict) -> list[str]:
+    """Plates that would draw a batch of their rows."""
+    plates = {n: site["args"] for n, site in trace.items() if site["type"] == "plate"}
+    return [n for n, (size, batch) in plates.items() if batch not in (None, size)]
+
+
+def _randomness_message(subsampled: list[str], error: Exception) -> str:
+    start = "`model` must draw nothing at random but its latent sites; got "
+    if subsampled:
+        return (
+            f"{start}the plates {subsampled} with `subsample_size`: a batch drawn once "
+            "and scaled up gives another posterior, one drawn anew each time none. Use "
+            "all rows (no `subsample_size`), or choose the batch yourself and approve "
+            "of that: `handlers.substitute(model, data={"
+            f"{subsampled[0]!r}: indices}})`. `numpyro.infer.HMCECS` is made for batches."
+        )
+    return (
+        f"{start}an error where the model runs without a random seed, as it does in NUTS: "
+        f"{type(error).__name__}: {error}. Is a site hidden (`handlers.block`), or drawn "
+        "inside a likelihood? Draw before, and pass what was drawn as an argument."
+    )
+
+
 def _prior_of(site: dict) -> LearnedPrior:
     """The prior of a site that is known to be learned."""
-    prior = _learned_prior(site["fn"])
+    prior = _learned_prior(site)
     assert prior is not None
     return prior
+
+
+def _process(message: dict, site: _Site) -> tuple[jax.Array, jax.Array]:
+    """Centre and scale of the noise process of a learned site, of its shape."""
+    prior = _prior_of(message)
+    if not prior.is_stacked:
+        loc, scale = paths.loc_and_scale(prior.density)
+        return jnp.broadcast_to(loc, site.shape), jnp.broadcast_to(scale, site.shape)
+    batch = jnp.shape(message["value"])
+    each = prior.each(batch[: len(batch) - len(prior.event_shape)])
+    found = jax.vmap(lambda prior: paths.loc_and_scale(prior.density))(each)
+    loc, scale = (leaf.reshape(site.shape) for leaf in found)
+    return loc, scale
+
+
+def _of_stack(with_score: bool, z, t, prior: LearnedPrior) -> paths.Evaluation:
+    """One of several priors at one standardised position."""
+    if prior.condition is not None:
+        return _at_condition(prior.density, with_score, z, t, prior.condition)
+    return paths.standardised(prior.density, with_score=with_score)(z, t)
 
 
 def _at_condition(density: Any, with_score: bool, z, t, condition) -> paths.Evaluation:
@@ -494,13 +624,35 @@ def _depends_on(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
     By what is computed from what: a derivative would miss a step or a rounding.
     """
     closed, outputs = jax.make_jaxpr(function, return_shape=True)(x)
-    reached = set(closed.jaxpr.invars)
-    is_reached = lambda v: not isinstance(v, Literal) and v in reached
-    for equation in closed.jaxpr.eqns:
-        if any(map(is_reached, equation.invars)):
-            reached.update(equation.outvars)
-    flags = [is_reached(v) for v in closed.jaxpr.outvars]
+    flags = _reached(closed.jaxpr, [True] * len(closed.jaxpr.invars))
     return jax.tree.unflatten(jax.tree.structure(outputs), flags)
+
+
+def _reached(jaxpr: Any, inputs: list[bool]) -> list[bool]:
+    """Which outputs of a program depend on these of its inputs."""
+    reached = {v for v, flag in zip(jaxpr.invars, inputs, strict=True) if flag}
+    is_reached = lambda v: not isinstance(v, Literal) and v in reached
+    for equation in jaxpr.eqns:
+        flags = [is_reached(v) for v in equation.invars]
+        if equation.primitive.name == "scan":
+            flags = _reached_by_scan(equation.params, flags)
+        else:
+            flags = [any(flags)] * len(equation.outvars)
+        reached.update(
+            v for v, flag in zip(equation.outvars, flags, strict=True) if flag
+        )
+    return [is_reached(v) for v in jaxpr.outvars]
+
+
+def _reached_by_scan(params: dict, inputs: list[bool]) -> list[bool]:
+    """The same of ``lax.scan``, whose outputs may be constants that a step passes on."""
+    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    while True:
+        outputs = _reached(params["jaxpr"].jaxpr, inputs)
+        carry = [a or b for a, b in zip(inputs[first:last], outputs, strict=False)]
+        if carry == inputs[first:last]:
+            return outputs
+        inputs = [*inputs[:first], *carry, *inputs[last:]]
 
 
 def _is_plain(site: dict) -> bool:

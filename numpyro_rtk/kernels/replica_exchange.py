@@ -172,6 +172,7 @@ class RTKReplicaExchange(PathKernel):
         dense: whether warm-up adapts full covariances (as ``dense_mass`` of NUTS does) or
             their diagonals; None: full ones up to 128 dimensions.
         path: see :class:`RTKMALA`.
+        forward_mode_differentiation: see :class:`RTKMALA`.
 
     Raises:
         ValueError, TypeError: for any option or combination outside the above, at
@@ -203,6 +204,7 @@ class RTKReplicaExchange(PathKernel):
         friction: float = 2.0,
         dense: bool | None = None,
         path: str | None = None,
+        forward_mode_differentiation: bool = False,
     ):
         for name, value, allowed in (
             ("inner", inner, ("mala", "uld")),
@@ -214,7 +216,13 @@ class RTKReplicaExchange(PathKernel):
             build_inner = partial(uld, friction=friction, adjusted=True)
         else:
             build_inner = partial(mala, num_leapfrog=num_leapfrog)
-        super().__init__(model, score=score, path=path, build_inner=build_inner)
+        super().__init__(
+            model,
+            score=score,
+            path=path,
+            build_inner=build_inner,
+            forward_mode_differentiation=forward_mode_differentiation,
+        )
         if num_levels is not None:
             check_positive_int("num_levels", num_levels)
         check_positive_int("num_sweeps", num_sweeps)

@@ -76,6 +76,8 @@ class RTKMALA(AnnealedKernel):
         setting: ``"paper"`` takes the published choices (5 uniform segments, MALA with 8
             steps in each from N(x e^eta / 2, I / 4L)), for reproduction: it does not
             converge to the right mode weights.
+        forward_mode_differentiation: as of NUTS: differentiate the model forwards, which
+            a ``lax.while_loop`` in it asks for. Costs grow with the number of coordinates.
 
     Raises:
         ValueError, TypeError: for any option or combination outside the above, at
@@ -107,6 +109,7 @@ class RTKMALA(AnnealedKernel):
         predictor: str | None = None,
         path: str | None = None,
         setting: str = "default",
+        forward_mode_differentiation: bool = False,
     ):
         if num_leapfrog is None:
             num_leapfrog = 1 if setting == "paper" else 2
@@ -140,4 +143,5 @@ class RTKMALA(AnnealedKernel):
             predictor=predictor,
             path=path,
             setting=setting,
+            forward_mode_differentiation=forward_mode_differentiation,
         )

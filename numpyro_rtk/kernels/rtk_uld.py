@@ -39,6 +39,7 @@ class RTKULD(AnnealedKernel):
         predictor: see :class:`RTKMALA`.
         path: see :class:`RTKMALA`.
         setting: see :class:`RTKMALA`; both kernels then take the paper's start for MALA.
+        forward_mode_differentiation: see :class:`RTKMALA`.
 
     Raises:
         ValueError, TypeError: as :class:`RTKMALA`.
@@ -64,6 +65,7 @@ class RTKULD(AnnealedKernel):
         predictor: str | None = None,
         path: str | None = None,
         setting: str = "default",
+        forward_mode_differentiation: bool = False,
     ):
         if num_steps is None and score is not None and setting == "default":
             num_steps = (6,)  # a step costs one evaluation, half of RTKMALA's
@@ -82,4 +84,5 @@ class RTKULD(AnnealedKernel):
             predictor=predictor,
             path=path,
             setting=setting,
+            forward_mode_differentiation=forward_mode_differentiation,
         )
