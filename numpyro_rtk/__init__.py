@@ -2,6 +2,7 @@
 
 from numpyro_rtk.arviz_bridge import pareto_k as pareto_k
 from numpyro_rtk.check import check_prior as check_prior
+from numpyro_rtk.check_modes import check_modes as check_modes
 from numpyro_rtk.diagnostics import (
     importance_resample as importance_resample,
     weighted_sample_size as weighted_sample_size,

@@ -7,7 +7,13 @@ import numpy as np
 
 from numpyro_rtk.core.ladder import LEAST_ACCEPTANCE, suggest_levels
 
-__all__ = ["Diagnosis", "diagnose", "log_evidence", "narrowest_found"]
+__all__ = [
+    "Diagnosis",
+    "diagnose",
+    "log_evidence",
+    "lost_regions",
+    "narrowest_found",
+]
 
 # Of 100 prior draws, so many must be left for importance resampling to be recommended.
 _ENOUGH_OF_THE_PRIOR = 0.02
@@ -16,7 +22,7 @@ _UNKNOWN = 0.5
 # Particles that a mode needs where it has fewest, to be found for sure.
 _ENOUGH_PARTICLES = 10
 # A region counts as lost with less than this part of the population's share.
-_LOST = 0.2
+_LOST = 0.1
 # Of the learned prior's draws, fewer than this further out: few samples were there.
 _FAR_OUT = 0.01
 _MANY_LEVELS = 0.85
@@ -196,7 +202,7 @@ def _numbers_of(mcmc: Any) -> _Run:
     accept = _exchange_field(mcmc, "swap_accept_prob")
     shared, sampler = mcmc.last_state.shared, mcmc.sampler
     evidence = log_evidence(mcmc)
-    log_likelihood = _with_arguments(mcmc, sampler.log_likelihood)
+    log_likelihood = _log_likelihood(mcmc)
     regions = _exchange_field(mcmc, "mode").astype(int)
     # sequential chains have a population, and so regions, each of their own
     is_shared = np.ndim(shared.found.share) == 1
@@ -217,10 +223,10 @@ def _numbers_of(mcmc: Any) -> _Run:
         found_error=np.asarray(shared.found.share_error, np.float64)
         if is_shared
         else np.zeros(0),
-        places=tuple(sampler.places(shared)) if is_shared else (),
+        places=_places(mcmc) if is_shared else (),
         disagreeing=_disagreeing_edges(sampler, shared.settings, log_likelihood),
         efficiency=_prior_efficiency(log_likelihood, evidence),
-        further_out=_with_arguments(mcmc, sampler.share_further_out, default=np.nan),
+        further_out=_share_further_out(mcmc),
         num_particles=sampler.num_particles,
         num_informed=float(np.max(np.asarray(shared.found.num_informed))),
         has_likelihood=sampler.model is not None,
@@ -261,12 +267,20 @@ def _says_no_round_trip(run: _Run) -> str | None:
     )
 
 
+def lost_regions(share, error, run_share) -> np.ndarray:
+    """Where a population has particles and a run has no draws, each ``(regions,)``.
+
+    Particles in a region, with their weight, are evidence that it has mass even where it
+    is not known how much.
+    """
+    return (share - 1.5 * error > 0.01) & (run_share < _LOST * share)
+
+
 def _says_lost_modes(run: _Run) -> str | None:
     if not run.shares.size:
         return None
     share = run.shares.mean(axis=0)
-    sure = run.found_share - 3.0 * run.found_error > 0.01
-    lost = np.flatnonzero(sure & (share < _LOST * run.found_share))
+    lost = np.flatnonzero(lost_regions(run.found_share, run.found_error, share))
     if not lost.size:
         return None
     named = "; ".join(
@@ -427,13 +441,35 @@ _REMARKS: tuple[_Sentence, ...] = (_says_likelihood_weak, _says_many_levels)
 # -- numbers -------------------------------------------------------------------------
 
 
-def _with_arguments(mcmc: Any, function: Callable, default: Any = None) -> Any:
-    """What the kernel says of the last state and the run's own arguments."""
+def _arguments(mcmc: Any) -> tuple[tuple, dict] | None:
+    """What the run was called with; NumPyro keeps it under these names."""
     args, kwargs = getattr(mcmc, "_args", None), getattr(mcmc, "_kwargs", None)
-    if args is None or kwargs is None:
-        return default
-    found = function(mcmc.last_state, args, kwargs)
-    return default if found is None else np.asarray(found, np.float64)
+    return None if args is None or kwargs is None else (args, kwargs)
+
+
+def _log_likelihood(mcmc: Any) -> np.ndarray | None:
+    """At the last replicas, ``(chains, K + 1)``; None where it cannot be had."""
+    arguments = _arguments(mcmc)
+    if arguments is None:
+        return None
+    values = mcmc.sampler.log_likelihood(mcmc.last_state, *arguments)
+    return None if values is None else np.asarray(values, np.float64)
+
+
+def _places(mcmc: Any) -> tuple[str, ...]:
+    """Where the regions of the population lie."""
+    arguments, shared = _arguments(mcmc), mcmc.last_state.shared
+    if arguments is None:
+        return tuple(f"region {i}" for i in range(len(shared.found.share)))
+    return tuple(mcmc.sampler.places(shared, *arguments))
+
+
+def _share_further_out(mcmc: Any) -> float:
+    arguments = _arguments(mcmc)
+    if arguments is None or mcmc.sampler.model is None:
+        return np.nan
+    share = mcmc.sampler.share_further_out(mcmc.get_samples(), *arguments)
+    return np.nan if share is None else share
 
 
 def _prior_efficiency(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 __all__ = [
     "Moments",
@@ -17,10 +18,13 @@ __all__ = [
     "best_trial",
     "record_trial",
     "spread_of",
+    "wider_reference",
 ]
 
 _DECAY = 0.6
 _SMALLEST = 1e-3
+# A reference that is fitted, where a site has no prior, is so much wider than the draws.
+_ROOM = 2.0
 
 
 class StepSize(NamedTuple):
@@ -110,3 +114,28 @@ def spread_of(
     mean = (count * moments.mean + prior * loc) / (count + prior)
     variance = (moments.sum_squares + prior * jnp.square(scale)) / (count + prior)
     return mean, jnp.sqrt(variance)
+
+
+def wider_reference(
+    moments: Moments, loc: jax.Array, scale: jax.Array, has_prior: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+    """The prior's reference, wider where draws lie outside: it is never drawn in.
+
+    Drawn in onto the mode that the chains are in, the top of the ladder would be that
+    mode, and no other could ever be found. A site without a prior has nothing else to go
+    by than the draws.
+
+    Args:
+        moments: of the draws.
+        loc: centre of the reference so far.
+        scale: its scale.
+        has_prior: whether a coordinate's reference was taken from a prior.
+    """
+    count = jnp.maximum(moments.count, 1)
+    about = moments.sum_squares / count + jnp.square(moments.mean - loc)
+    wider = jnp.maximum(scale, jnp.sqrt(about))
+    fitted_loc, fitted_scale = spread_of(moments, loc, scale / _ROOM)
+    new_loc = jnp.where(has_prior, loc, fitted_loc)
+    new_scale = jnp.where(has_prior, wider, _ROOM * fitted_scale)
+    is_known = moments.count > 0
+    return jnp.where(is_known, new_loc, loc), jnp.where(is_known, new_scale, scale)

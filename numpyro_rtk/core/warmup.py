@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from numpyro_rtk.core.adapt import Moments, adapt_step_size, add_draw, spread_of
+from numpyro_rtk.core.adapt import Moments, adapt_step_size, add_draw, wider_reference
 from numpyro_rtk.core.annealed import Path
 from numpyro_rtk.core.covariance import diagonal_of
 from numpyro_rtk.core.exchange import ExchangePlan, SweepInfo
@@ -81,8 +81,6 @@ _LAST_MOVE = 0.37
 _LAST_TRY = 0.9
 # Variances of modes are not believed below this part of the local spread's square.
 _NARROWEST_MODE = 0.01
-# A reference that is fitted, where a site has no prior, is so much wider than the draws.
-_ROOM = 2.0
 
 LevelsOf = Callable[[jax.Array, jax.Array], Any]
 """``(times, c) -> levels``, a pytree with the leading axes of the times."""
@@ -552,7 +550,8 @@ def _end_window(adapt: Adaptation, method: Method, num_warmup, iteration, has_pr
     modes = refit_modes(adapt.modes, adapt.mode_tally, floor)
     loc, scale, regions = adapt.loc, adapt.scale, adapt.regions
     if len(has_prior):
-        loc, scale = _wider_reference(adapt, may_move, has_prior)
+        new = wider_reference(adapt.moments, loc, scale, has_prior)
+        loc, scale = (jnp.where(may_move, *pair) for pair in zip(new, (loc, scale)))
         follow = lambda modes: _follow(modes, adapt.loc, adapt.scale, loc, scale)
         modes, regions = follow(modes), follow(regions)
     return adapt._replace(
@@ -565,24 +564,6 @@ def _end_window(adapt: Adaptation, method: Method, num_warmup, iteration, has_pr
         scale=scale,
         moments=jax.tree.map(jnp.zeros_like, adapt.moments),
     )
-
-
-def _wider_reference(adapt: Adaptation, may_move, has_prior):
-    """The prior's reference, wider where draws lie outside: it is never drawn in.
-
-    Drawn in onto the mode that the chains are in, the top of the ladder would be that
-    mode, and no other could ever be found. A site without a prior has nothing else to go
-    by than the draws.
-    """
-    moments, loc, scale = adapt.moments, adapt.loc, adapt.scale
-    count = jnp.maximum(moments.count, 1)
-    about = moments.sum_squares / count + jnp.square(moments.mean - loc)
-    wider = jnp.maximum(scale, jnp.sqrt(about))
-    fitted_loc, fitted_scale = spread_of(moments, loc, scale / _ROOM)
-    new_loc = jnp.where(has_prior, loc, fitted_loc)
-    new_scale = jnp.where(has_prior, wider, _ROOM * fitted_scale)
-    may_move &= moments.count > 0
-    return jnp.where(may_move, new_loc, loc), jnp.where(may_move, new_scale, scale)
 
 
 def _follow(modes: Modes, loc, scale, new_loc, new_scale) -> Modes:

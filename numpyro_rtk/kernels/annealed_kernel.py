@@ -24,7 +24,7 @@ from numpyro_rtk.core.adapt import (
     add_draw,
     best_trial,
     record_trial,
-    spread_of,
+    wider_reference,
 )
 from numpyro_rtk.core.annealed import (
     Local,
@@ -497,7 +497,9 @@ class AnnealedKernel(PathKernel):
             # three windows, each twice as long as the one before
             ends = jnp.asarray([(self._num_warmup * f) // 8 for f in (1, 3, 7)])
             is_end = jnp.any(iteration + 1 == ends)
-            new_loc, new_scale = spread_of(moments, loc, scale)
+            new_loc, new_scale = wider_reference(
+                moments, loc, scale, self._problem.has_prior
+            )
             loc = jnp.where(is_end, new_loc, loc)
             scale = jnp.where(is_end, new_scale, scale)
             moments = jax.tree.map(

@@ -31,6 +31,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import Path, log_reference
+from numpyro_rtk.mixture import GaussianMixture
 from numpyro_rtk.prior import LearnedPrior, check_density
 
 __all__ = ["Bound", "ModelProblem", "Problem", "ScoreProblem"]
@@ -63,6 +64,7 @@ class Problem:
     dim: int
     num_ordinary: int = 0
     has_prior: np.ndarray = np.zeros(0, bool)
+    uses_network: bool = False
     has_energy: bool
 
     def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
@@ -84,6 +86,20 @@ class Problem:
     def ordinary_values(self, values: Any) -> jax.Array:
         """The ordinary sites of the user's values, flat and not standardised."""
         return jnp.zeros(0, jnp.result_type(float))
+
+    def flat(self, values: Any) -> jax.Array:
+        """One draw of the user's values as one vector, not standardised."""
+        raise NotImplementedError
+
+    def coordinate_names(self) -> list[str]:
+        """Names of its entries, such as ``"x[0]"``."""
+        raise NotImplementedError
+
+    def share_further_out(
+        self, samples: Any, args: tuple, kwargs: dict
+    ) -> float | None:
+        """Share of the learned prior's own draws less probable than the median sample."""
+        return None
 
     def check_init_params(self, init_params: Any) -> None:
         """Raise unless ``init_params`` has the structure of one draw."""
@@ -107,6 +123,15 @@ class ScoreProblem(Problem):
         self.event_shape = tuple(density.event_shape)
         self.dim = math.prod(self.event_shape)
         self.has_energy = paths.has_energy(density)
+        self.uses_network = _uses_network(density)
+
+    def flat(self, values: Any) -> jax.Array:
+        """The array in one row."""
+        return jnp.ravel(values)
+
+    def coordinate_names(self) -> list[str]:
+        """``draw[0]`` and so on."""
+        return _indexed("draw", self.event_shape)
 
     def bind(
         self, args: tuple, kwargs: dict, loc: jax.Array, scale: jax.Array
@@ -213,7 +238,9 @@ class ModelProblem(Problem):
             for n, site in latent.items()
             if _learned_prior(site) is not None and n not in self.demoted
         }
-        self.has_energy = all(_prior_of(site).has_energy for site in learned.values())
+        priors = [_prior_of(site) for site in learned.values()]
+        self.has_energy = all(prior.has_energy for prior in priors)
+        self.uses_network = any(_uses_network(prior.density) for prior in priors)
         sites, transforms, dynamic = {}, {}, False
         for name, site in latent.items():
             support = site["fn"].support
@@ -364,6 +391,39 @@ class ModelProblem(Problem):
             unflatten=unflatten,
             log_volume=jnp.sum(jnp.log(spread)),
         )
+
+    def flat(self, values: dict) -> jax.Array:
+        """Unconstrained sites, learned ones first."""
+        return self._join(values)
+
+    def coordinate_names(self) -> list[str]:
+        """Site and index; unconstrained values may have fewer than constrained ones."""
+        sites = (*self.learned, *self.ordinary)
+        return [name for site in sites for name in _indexed(site.name, site.shape)]
+
+    def share_further_out(
+        self, samples: dict, args: tuple, kwargs: dict
+    ) -> float | None:
+        """The smallest over the learned sites; None where no site tells.
+
+        Of a model that was learned from samples, without a condition: an exact density is
+        as right in its tails.
+        """
+        trace = self._trace(jr.key(0), args, kwargs)
+        shares = []
+        for site in self.learned:
+            prior = _prior_of(trace[site.name])
+            density = prior.density
+            if prior.condition is not None or not hasattr(density, "sample_base"):
+                continue
+            log_density = jax.jit(lambda x, d=density: d.log_density(x, 0.0))
+            values = biject_to(trace[site.name]["fn"].support).inv(samples[site.name])
+            rows = values.reshape((-1, *density.event_shape))
+            chosen = rows[np.linspace(0, len(rows) - 1, _NUM_PRIOR_DRAWS).astype(int)]
+            median = jnp.median(log_density(chosen))
+            draws = density.sample_base(jr.key(0), (_NUM_PRIOR_DRAWS,))
+            shares.append(float(jnp.mean(log_density(draws) < median)))
+        return min(shares, default=None)
 
     def ordinary_location(
         self, key: jax.Array, args: tuple, kwargs: dict
@@ -553,6 +613,18 @@ def _learned_prior(site: dict) -> LearnedPrior | None:
     while isinstance(fn, wrappers):
         fn = fn.base_dist
     return fn if isinstance(fn, LearnedPrior) else None
+
+
+def _uses_network(density: Any) -> bool:
+    """Whether it may be wrong at some noise level: all but mixtures, and bases alone."""
+    return getattr(density, "uses_network", not isinstance(density, GaussianMixture))
+
+
+def _indexed(name: str, shape: tuple[int, ...]) -> list[str]:
+    """``x`` of a scalar, else ``x[0]``, ``x[0,1]``."""
+    if not shape:
+        return [name]
+    return [f"{name}[{','.join(map(str, i))}]" for i in np.ndindex(*shape)]
 
 
 def _has_prior(fn: Any) -> bool:

@@ -20,6 +20,7 @@ from numpyro_rtk._checks import (
     check_positive_int,
 )
 from numpyro_rtk.core.annealed import Path
+from numpyro_rtk.core.covariance import diagonal_of
 from numpyro_rtk.core.exchange import (
     Replicas,
     bridge_terms,
@@ -293,6 +294,16 @@ class RTKReplicaExchange(PathKernel):
         """K, the noise levels below the standard normal."""
         return self._num_levels
 
+    @property
+    def num_particles(self) -> int:
+        """Particles that have gone down before the first draw, in all."""
+        return self._num_particles * (2 if self.model is not None else 1)
+
+    @property
+    def uses_network(self) -> bool:
+        """Whether a learned density of the target may be wrong at some noise level."""
+        return self._problem.uses_network
+
     def num_init_evals(self, state: ExchangeState) -> int:
         """Evaluations before the first draw, pilot and population, of chains that share."""
         run = NUM_PILOT * self._num_levels * (1 + self._inner.evals_per_step)
@@ -350,6 +361,25 @@ class RTKReplicaExchange(PathKernel):
         replicas = state.replicas.reshape(-1, *state.replicas.shape[-2:])
         return jax.jit(jax.vmap(jax.vmap(one)))(replicas)
 
+    def share_further_out(self, samples: Any, args: tuple, kwargs: dict):
+        """See the problem's; None where it is not known."""
+        return self._problem.share_further_out(samples, args, kwargs)
+
+    def places(self, shared: Adaptation, args: tuple, kwargs: dict) -> list[str]:
+        """Where the regions of the population lie, ``"x[0] = 3.0"``, unconstrained.
+
+        Of each the coordinate in which the regions are farthest apart.
+        """
+        bound = self._problem.bind(args, kwargs, shared.loc, shared.scale)
+        centres = shared.regions.mean
+        within = jnp.sqrt(jnp.mean(diagonal_of(shared.regions.covariance), axis=0))
+        apart = int(jnp.argmax(jnp.ptp(centres, axis=0) / within))
+        names = self._problem.coordinate_names()
+        values = jax.vmap(lambda u: self._problem.flat(bound.unflatten(u)))(centres)
+        return [
+            f"{names[apart]} = {value:.3g}" for value in np.asarray(values[:, apart])
+        ]
+
     # -- the chain -----------------------------------------------------------------
 
     @property
@@ -398,6 +428,12 @@ class RTKReplicaExchange(PathKernel):
         build = one if is_single else jax.vmap(one)
         state, has_start = build(rng_key, init_params)
         return state._replace(shared=shared), has_start
+
+    def prepare(self, key: jax.Array, args: tuple, kwargs: dict):
+        """Trace the model for :meth:`look` without a run; the problem."""
+        self._problem.setup(key, args, kwargs)
+        self._check()
+        return self._problem
 
     def look(
         self, key: jax.Array, args: tuple, kwargs: dict

@@ -1,0 +1,187 @@
+"""``rtk.check_modes``: an independent look for modes that a finished run has missed."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from numpyro.infer import MCMC
+
+from numpyro_rtk._checks import check_positive_int
+from numpyro_rtk.core.modes import membership
+from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
+from numpyro_rtk.report import log_evidence, lost_regions, narrowest_found
+
+__all__ = ["ModeCheck", "check_modes"]
+
+_MOST_DRAWS = 4000
+_APART = 0.05
+
+
+class ModeCheck(NamedTuple):
+    """What :func:`check_modes` found; ``print`` it.
+
+    Attributes:
+        share: of each region among the population's particles, ``(regions,)``, largest
+            first; regions are the components of a mixture that was fitted to them.
+        share_error: standard errors.
+        run_share: of the run's draws.
+        run_share_error: standard errors, from the spread between chains.
+        places: where each region lies.
+        log_evidence: of the population, and its standard error.
+        run_log_evidence: of the run; NaN where its kernel gives none.
+        num_particles: that went down.
+        narrowest: relative width of modes that so many would find for sure.
+        problems: sentences that say what the run has missed; empty if nothing.
+    """
+
+    share: np.ndarray
+    share_error: np.ndarray
+    run_share: np.ndarray
+    run_share_error: np.ndarray
+    places: tuple[str, ...]
+    log_evidence: tuple[float, float]
+    run_log_evidence: tuple[float, float]
+    num_particles: int
+    narrowest: float
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The report."""
+        pair = lambda value: f"{value[0]:.3f} +- {value[1]:.3f}"
+        lines = [
+            f"{self.num_particles} fresh particles: log evidence "
+            f"{pair(self.log_evidence)} (run: {pair(self.run_log_evidence)})"
+        ]
+        for i, place in enumerate(self.places):
+            if max(self.share[i], self.run_share[i]) > 0.005:
+                lines.append(
+                    f"around {place}: {self.share[i]:.3f} +- {self.share_error[i]:.3f} of "
+                    f"the particles, {self.run_share[i]:.3f} +- "
+                    f"{self.run_share_error[i]:.3f} of the draws"
+                )
+        nothing = (
+            "no mode is missing that these particles found; not excluded are modes less "
+            f"than {self.narrowest:.2g} times as wide, in all directions that the data "
+            "inform",
+        )
+        return "\n".join([*lines, *(f"- {text}" for text in self.problems or nothing)])
+
+
+def check_modes(
+    mcmc: MCMC, *, key: jax.Array | None = None, num_particles: int = 8192
+) -> ModeCheck:
+    """Look for modes with a fresh population, and hold a finished run against it.
+
+    The population goes down the noise ladder of :class:`RTKReplicaExchange` from the
+    prior, with keys of its own and more particles than any run starts with (two runs, at
+    two settings of the path). It is as independent of the chains as can be had: nothing
+    of the run enters but its draws. For runs of any kernel on a NumPyro model, NUTS too.
+
+    What it says: which modes the run has missed or weighs otherwise, with errors. What it
+    cannot say: that there is none narrower than ``narrowest``.
+
+    Args:
+        mcmc: after ``run``.
+        key: random key; None for a fixed one.
+        num_particles: of each of the two runs.
+
+    Returns:
+        Numbers and sentences.
+
+    Raises:
+        TypeError: where the run has no NumPyro model, or the model no density.
+        ValueError: for ``num_particles`` below 1, and for a run that was not made with
+            ``MCMC.run`` in this process (its arguments are not known).
+    """
+    check_positive_int("num_particles", num_particles)
+    model = getattr(mcmc.sampler, "model", None)
+    args, kwargs = getattr(mcmc, "_args", None), getattr(mcmc, "_kwargs", None)
+    if model is None:
+        raise TypeError(
+            "`mcmc` must be a run of a NumPyro model; got one of a density. Its own draws "
+            "are checked by `rtk.check_prior`."
+        )
+    if args is None or kwargs is None:
+        raise ValueError(
+            "`mcmc` must be finished, with the arguments that it ran with; got one that "
+            "has not run. Call `mcmc.run(...)` first."
+        )
+    kernel = RTKReplicaExchange(model, num_particles=num_particles)
+    problem = kernel.prepare(jr.key(0), args, kwargs)
+    key = jr.key(0x6D6F) if key is None else key
+    look = jax.jit(lambda key: kernel.look(key, args, kwargs))
+    shared, _ = look(key)
+    chains = _positions(mcmc, problem, shared, args, kwargs)
+    by_chain = np.stack(
+        [np.asarray(membership(shared.regions, rows)).mean(axis=0) for rows in chains]
+    )
+    error = (
+        by_chain.std(axis=0, ddof=1)
+        if len(by_chain) > 1
+        else np.full_like(by_chain[0], np.nan)
+    )
+    order = np.argsort(-np.asarray(shared.found.share))
+    places = kernel.places(shared, args, kwargs)
+    is_own = isinstance(mcmc.sampler, RTKReplicaExchange)
+    found = ModeCheck(
+        share=np.asarray(shared.found.share, float)[order],
+        share_error=np.asarray(shared.found.share_error, float)[order],
+        run_share=by_chain.mean(axis=0)[order],
+        run_share_error=error[order] / np.sqrt(len(by_chain)),
+        places=tuple(places[i] for i in order),
+        log_evidence=tuple(float(x) for x in shared.found[:2]),  # type: ignore[arg-type]
+        run_log_evidence=log_evidence(mcmc) if is_own else (np.nan, np.nan),
+        num_particles=kernel.num_particles,
+        narrowest=narrowest_found(
+            kernel.num_particles, max(float(shared.found.num_informed), 1.0)
+        ),
+        problems=(),
+    )
+    return found._replace(problems=tuple(_problems(found)))
+
+
+def _positions(mcmc, problem, shared, args, kwargs) -> list[jax.Array]:
+    """Draws of each chain as standardised positions, ``(draws, dim)``."""
+    bound = problem.bind(args, kwargs, shared.loc, shared.scale)
+    samples = mcmc.get_samples(group_by_chain=True)
+    names = [site.name for site in (*problem.learned, *problem.ordinary)]
+
+    def one(values):
+        return bound.flatten(problem.unconstrain(args, kwargs, values))
+
+    num_draws = len(jax.tree.leaves(samples)[0][0])
+    chosen = np.linspace(0, num_draws - 1, min(num_draws, _MOST_DRAWS)).astype(int)
+    kept = {name: samples[name][:, chosen] for name in names}
+    flat = jax.jit(jax.vmap(jax.vmap(one)))(kept)
+    return list(jnp.asarray(flat))
+
+
+def _problems(found: ModeCheck) -> list[str]:
+    problems = []
+    lost = lost_regions(found.share, found.share_error, found.run_share)
+    for i in np.flatnonzero(lost):
+        problems.append(
+            f"The run has missed a mode around {found.places[i]}: it has "
+            f"{found.share[i]:.2f} +- {found.share_error[i]:.2f} of the mass by the "
+            f"particles, and {found.run_share[i]:.3f} of the draws. Run with "
+            f"`RTKReplicaExchange(model, num_particles={found.num_particles})`, or longer."
+        )
+    errors = np.hypot(found.share_error, np.nan_to_num(found.run_share_error))
+    apart = np.abs(found.share - found.run_share)
+    differ = (apart > 4.0 * errors) & (apart > _APART) & ~lost
+    for i in np.flatnonzero(differ):
+        problems.append(
+            f"Run and particles weigh the mode around {found.places[i]} differently: "
+            f"{found.run_share[i]:.2f} and {found.share[i]:.2f} +- "
+            f"{found.share_error[i]:.2f}. Run longer, and check again with more "
+            "`num_particles`."
+        )
+    (value, error), (theirs, their_error) = found.log_evidence, found.run_log_evidence
+    if abs(value - theirs) > max(3.0 * float(np.hypot(error, their_error)), 0.2):
+        problems.append(
+            f"The evidences differ: {theirs:.2f} of the run, {value:.2f} +- {error:.2f} of "
+            "the particles."
+        )
+    return problems
