@@ -16,7 +16,12 @@ from numpyro_rtk import paths
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.prior import check_density
 from numpyro_rtk.report import log_evidence
-from numpyro_rtk.sites import constraint_of, unconstrain_rows
+from numpyro_rtk.sites import (
+    columns_of,
+    constraint_of,
+    is_frame,
+    unconstrain_rows,
+)
 
 __all__ = ["PriorCheck", "check_prior"]
 
@@ -171,6 +176,8 @@ def check_prior(
 def _rows(argument: str, values: Any, model_: Any) -> np.ndarray:
     """Unconstrained rows ``(n, dim)``."""
     sites = getattr(model_, "sites", None)
+    if is_frame(values):
+        values = columns_of(argument, values)
     if sites is not None:
         supports = {site.name: constraint_of(site.support) for site in sites}
         if isinstance(values, dict):

@@ -1,0 +1,255 @@
+r"""Rows that have no density, which no fit can see: values that repeat, dependent columns.
+
+Of a law with a density no two rows share a number, up to rounding. Rounding does no harm
+where the smallest noise of a fit blurs it: on a grid of step :math:`\delta` noise of
+standard deviation :math:`h` leaves ripples of :math:`2 e^{-2 \pi^2 h^2 / \delta^2}` of
+the density, .22 of it at :math:`\delta = 3 h` and .01 at :math:`2 h`. So a value counts
+as *isolated* where it has more rows than all others within ``3 h`` of it together.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Doubt", "find_doubts", "labels_of", "stretches"]
+
+_BLURRED = 3.0  # times the smallest noise: a grid's step that it no longer hides
+_LEAST_COUNT = 4  # rows of one value; fewer are chance on a fine grid
+_LARGE, _SMALL = (
+    0.05,
+    0.01,
+)  # share of the rows in one isolated value: an atom, or perhaps
+_HUGE = 0.25  # share in one value that is an atom whatever lies around it
+_FEW_VALUES = 20
+_SHORT_RUN = 0.02  # of the rows: copies in a row that a chain's refusals may leave
+_FEW_DISTINCT = 0.2  # of the rows: fewer distinct ones are worth a word
+_LEAST_DISTINCT = 10
+_SINGULAR = 1e-6  # smallest eigenvalue of a correlation
+_LARGEST_THIN = 64  # dimensions in which directions below the noise are worth a word
+_LARGEST_DIM = 1024  # of eigenvalues that take less time than the fit
+_MOST_ROWS, _LEAST_ROWS, _MOST_NUMBERS = 20_000, 2_000, 1 << 23
+_SHOWN = 4
+
+_ATOM_REMEDY = (
+    "Drop what is discrete, give it as `condition=` of the rest, or sum it out in the "
+    "model with one density for each value; give a value that many rows share its own "
+    "probability in the model and learn the other rows; to what is only rounded add back "
+    "uniform noise as wide as one step (dequantisation)"
+)
+_COPIES_REMEDY = (
+    "Leave out these rows (failed runs, placeholders, a chain that stood still), or give "
+    "them their own probability in the model and learn the others"
+)
+_REPEATS_REMEDY = (
+    "Thin the chain or run it longer: held-out rows are copies of rows that were trained "
+    "on, and do not see what is memorised"
+)
+_THIN_REMEDY = (
+    "Learn a combination that varies on a scale of its own (a difference, a principal "
+    "component) and compute them from it in the model, or lower `noise_range[0]`"
+)
+_DEPENDENT_REMEDY = (
+    "Leave out one of them (`sites=` of a dict or a run) and compute it in the model, or "
+    "give a `support`, as `constraints.simplex` for shares that sum to one"
+)
+
+
+class Doubt(NamedTuple):
+    """A reason to think that rows have no density.
+
+    Attributes:
+        found: what was found, with numbers; no sentence yet.
+        remedy: what to do, without its full stop.
+        severe: whether there is no density, not just perhaps none.
+    """
+
+    found: str
+    remedy: str
+    severe: bool
+
+
+class _Atom(NamedTuple):
+    label: str
+    value: float
+    share: float
+    num_values: int
+    step: float | None
+    severe: bool
+
+
+def labels_of(event_shape: tuple[int, ...]) -> list[str]:
+    """What the coordinates of an unnamed event are called."""
+    if not event_shape:
+        return ["the value"]
+    return [f"coordinate {tuple(map(int, i))}" for i in np.ndindex(*event_shape)]
+
+
+def stretches(num_rows: int, dim: int) -> np.ndarray:
+    """Indices of the rows to look at: all, or stretches of neighbours from all over."""
+    num = int(np.clip(_MOST_NUMBERS // dim, _LEAST_ROWS, _MOST_ROWS))
+    if num_rows <= num:
+        return np.arange(num_rows)
+    length = num // 32
+    first = np.linspace(0, num_rows - length, 32).astype(int)
+    return np.unique(first[:, None] + np.arange(length))
+
+
+def find_doubts(
+    rows: np.ndarray, noise: np.ndarray, labels: Sequence[str]
+) -> list[Doubt]:
+    """Reasons to think that these rows have no density, severe ones first.
+
+    Args:
+        rows: ``(n, dim)``, float64, in the order in which they came.
+        noise: standard deviation of the smallest noise in each coordinate, ``(dim,)``.
+        labels: what the coordinates are called.
+    """
+    doubts = _copied_rows(rows) + _atoms(rows, noise, labels)
+    if not any(doubt.severe for doubt in doubts):
+        doubts += _dependent(rows, noise, labels)
+    return sorted(doubts, key=lambda doubt: not doubt.severe)
+
+
+def _copied_rows(rows: np.ndarray) -> list[Doubt]:
+    """Whole rows that are there many times."""
+    num = len(rows)
+    if any(np.all(np.diff(np.sort(column)) > 0) for column in rows.T[:16]):
+        return []
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    most = int(counts.argmax())
+    # in one dimension the values are the rows, and are judged as such
+    if (
+        rows.shape[1] > 1
+        and counts[most] > _LARGE * num
+        and counts[most] > 10 * num / len(distinct)
+    ):
+        shown = np.array2string(distinct[most][:_SHOWN], precision=4)
+        shown = shown.replace("]", " ...]") if rows.shape[1] > _SHOWN else shown
+        found = f"the row {shown} {counts[most]} times among {num}"
+        return [Doubt(found, _COPIES_REMEDY, severe=True)]
+    if len(distinct) < _LEAST_DISTINCT:
+        found = f"only {len(distinct)} distinct rows among {num}"
+        return [Doubt(found, _REPEATS_REMEDY, severe=True)]
+    if len(distinct) < _FEW_DISTINCT * num:
+        found = f"only {len(distinct)} distinct rows among {num}"
+        return [Doubt(found, _REPEATS_REMEDY, severe=False)]
+    return []
+
+
+def _atoms(rows: np.ndarray, noise: np.ndarray, labels: Sequence[str]) -> list[Doubt]:
+    """Coordinates with values that hold a share of the rows each."""
+    found = [
+        atom
+        for column, h, label in zip(rows.T, noise, labels, strict=True)
+        if (atom := _atom(column, h, label)) is not None
+    ]
+    doubts = []
+    for severe in (True, False):
+        texts = [_describe(atom) for atom in found if atom.severe == severe]
+        if texts:
+            more = len(texts) - _SHOWN
+            tail = [f"{more} more coordinates like these"] if more > 0 else []
+            text = "; ".join(texts[:_SHOWN] + tail)
+            doubts.append(Doubt(text, _ATOM_REMEDY, severe))
+    return doubts
+
+
+def _atom(column: np.ndarray, noise: float, label: str) -> _Atom | None:
+    """The commonest value of a coordinate, if it is one that blurring leaves alone."""
+    column = _without_short_runs(column)
+    num = len(column)
+    values, counts = np.unique(column, return_counts=True)
+    if counts.max() < _LEAST_COUNT:
+        return None
+    first = np.searchsorted(values, values - _BLURRED * noise, side="left")
+    last = np.searchsorted(values, values + _BLURRED * noise, side="right")
+    below = np.concatenate([[0], np.cumsum(counts)])
+    isolated = (counts >= _LEAST_COUNT) & (2 * counts > below[last] - below[first])
+    # less two standard errors, for chance alone may pile up rows on a fine grid
+    sure = (counts - 2.0 * np.sqrt(counts)) / num
+    candidates = np.where(isolated | (sure > _HUGE), sure, 0.0)
+    on_grid = counts[isolated].sum() > 0.5 * num
+    largest = int(candidates.argmax())
+    if candidates[largest] <= _SMALL and not on_grid:
+        return None
+    return _Atom(
+        label,
+        float(values[largest]),
+        counts[largest] / num,
+        len(values),
+        float(np.median(np.diff(values))) if on_grid and len(values) > 1 else None,
+        severe=bool(candidates[largest] > _LARGE),
+    )
+
+
+def _without_short_runs(column: np.ndarray) -> np.ndarray:
+    """One copy of each number that stands a few times in a row, as a chain leaves it."""
+    starts = np.flatnonzero(np.r_[True, np.diff(column) != 0])
+    lengths = np.diff(np.r_[starts, len(column)])
+    keep = np.where(lengths <= _SHORT_RUN * len(column), 1, lengths)
+    return np.repeat(column[starts], keep)
+
+
+def _describe(atom: _Atom) -> str:
+    commonest = f"{atom.value:.6g} in {100 * atom.share:.0f} % of the rows"
+    if atom.num_values <= _FEW_VALUES:
+        return f"{atom.label} takes only {atom.num_values} values, {commonest}"
+    if atom.step is not None:
+        return (
+            f"{atom.label} lies on a grid of {atom.num_values} values, {atom.step:.4g} "
+            f"apart, {commonest}"
+        )
+    return f"{atom.label} is {commonest}"
+
+
+def _dependent(
+    rows: np.ndarray, noise: np.ndarray, labels: Sequence[str]
+) -> list[Doubt]:
+    """Coordinates that are linear functions of each other, or nearly."""
+    if not _has_correlations(rows):
+        return []
+    index = _null_coordinates(rows, _SINGULAR)
+    if index.size:
+        text = "coordinates that are linear functions of each other, "
+        return [Doubt(text + _listed(labels, index), _DEPENDENT_REMEDY, severe=True)]
+    thin = 0.5 * float(np.median(noise / rows.std(axis=0)))
+    if rows.shape[1] > _LARGEST_THIN:
+        return []  # the finest structure of images is always below the noise
+    index = _null_coordinates(rows, thin**2)
+    if index.size:
+        text = (
+            "coordinates that are linear functions of each other to within "
+            f"{100 * thin:.2g} % of their spread, half of the smallest noise, "
+        )
+        return [Doubt(text + _listed(labels, index), _THIN_REMEDY, severe=False)]
+    return []
+
+
+def _listed(labels: Sequence[str], index: np.ndarray) -> str:
+    shown = ", ".join(labels[i] for i in index[: 2 * _SHOWN])
+    more = f" and {index.size - 2 * _SHOWN} more" if index.size > 2 * _SHOWN else ""
+    return shown + more
+
+
+def _has_correlations(rows: np.ndarray) -> bool:
+    num, dim = rows.shape
+    return 1 < dim <= _LARGEST_DIM and num > 2 * dim and bool(np.all(rows.std(0) > 0))
+
+
+def _null_coordinates(rows: np.ndarray, least: float) -> np.ndarray:
+    """Indices of coordinates in directions in which correlations vary by less than this."""
+    index = _null_of(rows, least)
+    if index.size == 0:
+        return index
+    # a few rows far out may look like a line; a linear function is one on any rows
+    distance = np.max(np.abs(rows - np.median(rows, axis=0)) / rows.std(axis=0), axis=1)
+    central = rows[distance <= np.median(distance)]
+    return _null_of(central, least) if _has_correlations(central) else index
+
+
+def _null_of(rows: np.ndarray, least: float) -> np.ndarray:
+    z = (rows - rows.mean(axis=0)) / rows.std(axis=0)
+    variances, axes = np.linalg.eigh(z.T @ z / len(z))
+    null = axes[:, variances < least]
+    return np.flatnonzero(np.sqrt(np.sum(null**2, axis=1)) > 0.05)
