@@ -17,6 +17,8 @@ __all__ = ["Bound", "seeming_bounds", "suggested"]
 _MISSING = 5.0  # draws beyond a bound that a normal variable would have had
 _SUM_ERROR = 1e-4
 _MOST_ROWS = 20_000
+_FEW_VALUES = 20
+_SHOWN = 4
 
 
 class Bound(NamedTuple):
@@ -25,10 +27,12 @@ class Bound(NamedTuple):
     Attributes:
         support: name of the constraint.
         evidence: in words.
+        whole: whether all coordinates of the site keep to it.
     """
 
     support: str
     evidence: str
+    whole: bool
 
 
 def seeming_bounds(values: Mapping[Any, Any], known: Mapping[Any, Any]) -> dict:
@@ -42,9 +46,15 @@ def seeming_bounds(values: Mapping[Any, Any], known: Mapping[Any, Any]) -> dict:
 
 
 def suggested(bounds: Mapping[str, Bound]) -> str:
-    """The option that gives named sites these supports, as code."""
-    pairs = [f"{name!r}: constraints.{b.support}" for name, b in bounds.items()]
-    return f"`support={{{', '.join(pairs)}}}`"
+    """What gives named sites these supports, as code."""
+    pairs = [
+        f"{name!r}: constraints.{b.support}" for name, b in bounds.items() if b.whole
+    ]
+    apart = [name for name, bound in bounds.items() if not bound.whole]
+    texts = [f"`support={{{', '.join(pairs)}}}`"] if pairs else []
+    if apart:
+        texts.append(f"the coordinates of {apart} as sites of their own")
+    return " and ".join(texts)
 
 
 def _bound(value: Any) -> Bound | None:
@@ -57,19 +67,36 @@ def _bound(value: Any) -> Bound | None:
         return None
     sums = rows.sum(axis=-1) if rows.ndim > 1 and rows.shape[-1] > 1 else None
     if sums is not None and rows.min() >= 0 and np.abs(sums - 1).max() < _SUM_ERROR:
-        return Bound("simplex", f"not negative, and sums to one in all {num} draws")
-    rows = rows.reshape(num, -1)
-    positive = np.all(rows >= 0, axis=0)
-    spread = np.maximum(rows.std(axis=0), 1e-300)
-    below = num * norm.sf(rows.mean(axis=0) / spread)
-    above = num * norm.sf((1.0 - rows.mean(axis=0)) / spread)
-    missing = lambda expected: f"a normal one would have been {expected:.0f} times"
-    if np.all(positive & (rows.max(axis=0) <= 1)) and above.max() >= _MISSING:
-        most = f"between 0 and 1 in all {num} draws, and beyond "
-        return Bound("unit_interval", most + missing(np.maximum(below, above).max()))
+        evidence = f"not negative and sums to one in all {num} draws"
+        return Bound("simplex", evidence, whole=True)
+    flat = rows.reshape(num, -1)
+    below, above = (num * share for share in _normal_shares(flat))
+    positive = np.all(flat > 0, axis=0)
+    if np.all(positive) and flat.max() <= 1 and above.max() >= _MISSING:
+        most = np.maximum(below, above).max()
+        evidence = f"between 0 and 1 in all {num} draws, and a normal one"
+        return Bound("unit_interval", f"{evidence} {_times(most)}", whole=True)
     evident = positive & (below >= _MISSING)
-    # a site has one support: one coordinate below 0 and it is another than this
-    if np.any(evident) and np.all(positive):
-        most = f"never negative in {num} draws, and "
-        return Bound("positive", most + missing(below[evident].max()))
-    return None
+    for i in np.flatnonzero(evident):  # what is discrete is refused for that
+        evident[i] = len(np.unique(flat[:, i])) > _FEW_VALUES
+    if not np.any(evident):
+        return None
+    most = _times(below[evident].max())
+    evidence = f"never negative in {num} draws, and a normal one {most}"
+    if np.all(positive):
+        return Bound("positive", evidence, whole=True)
+    where = np.argwhere(evident.reshape(rows.shape[1:]))
+    shown = ", ".join(str(tuple(map(int, index))) for index in where[:_SHOWN])
+    more = f" and {len(where) - _SHOWN} more" if len(where) > _SHOWN else ""
+    return Bound("positive", f"at index {shown}{more} {evidence}", whole=False)
+
+
+def _normal_shares(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of a normal variable below 0 and above 1; what lies far out is drawn in first."""
+    inner = np.clip(flat, *np.quantile(flat, [0.01, 0.99], axis=0))
+    mean, spread = inner.mean(axis=0), np.maximum(inner.std(axis=0), 1e-300)
+    return norm.sf(mean / spread), norm.sf((1.0 - mean) / spread)
+
+
+def _times(expected: float) -> str:
+    return f"would have been otherwise {expected:.0f} times"

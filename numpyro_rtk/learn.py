@@ -242,19 +242,25 @@ def _check_bounds(
         f"beyond them; got none for {list(bounds)}: {evidence}. Write "
         f"{suggested(bounds)}, or `constraints.real` to take them as they are."
     )
-    if must_be_given or any(b.support == "simplex" for b in bounds.values()):
+    if any(
+        b.whole and (must_be_given or b.support == "simplex") for b in bounds.values()
+    ):
         raise ValueError(message)
     warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _check_array_bounds(samples: Any) -> None:
-    bound = seeming_bounds({None: samples}, {}).get(None)
+    bound = seeming_bounds({"samples": samples}, {}).get("samples")
     if bound is None:
         return
+    remedy = (
+        f"Write `support=constraints.{bound.support}` or another interval"
+        if bound.whole
+        else "Pass a dict of arrays, and `support={name: constraints.positive}`"
+    )
     message = (
         "`support` must be given where samples have bounds, else the density has mass "
-        f"beyond them; got none, and every number is {bound.evidence}. Write "
-        f"`support=constraints.{bound.support}` or another interval, or "
+        f"beyond them; got none, and the array is {bound.evidence}. {remedy}, or "
         "`support=constraints.real` to take them as they are."
     )
     if bound.support == "simplex":

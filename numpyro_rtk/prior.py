@@ -294,7 +294,8 @@ def _check_resolved(density: Any) -> None:
     if not (not_jax_tracer(loc) and not_jax_tracer(scale)):
         return
     loc, scale = np.broadcast_arrays(np.asarray(loc), np.asarray(scale))
-    check_resolution("density", loc, scale, jnp.result_type(loc.dtype, float))
+    dtype = np.float32 if loc.dtype == np.float32 else jnp.result_type(float)
+    check_resolution("density", loc, scale, dtype)
 
 
 def _condition_of(density: Any, condition: Any) -> jax.Array | None:

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,7 +73,7 @@ def fit(
     on_host: bool | None = None,
     devices: Any = None,
     progress_bar: bool = True,
-    labels: Sequence[str] | None = None,
+    labels: list[str] | None = None,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Learn a density, at every noise level, from real numbers in one array or stream.
 
@@ -231,7 +231,7 @@ def _fingerprint(
 
 
 def _check_rows(
-    rows: AbstractRows, model: EnergyModel | ScoreModel, labels: Sequence[str] | None
+    rows: AbstractRows, model: EnergyModel | ScoreModel, labels: list[str] | None
 ) -> None:
     """Raise where the rows have no density, warn where that is likely.
 

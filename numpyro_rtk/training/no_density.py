@@ -7,7 +7,6 @@ the density, .22 of it at :math:`\delta = 3 h` and .01 at :math:`2 h`. So a valu
 as *isolated* where it has more rows than all others within ``3 h`` of it together.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,21 +21,22 @@ _LARGE, _SMALL = (
 )  # share of the rows in one isolated value: an atom, or perhaps
 _HUGE = 0.25  # share in one value that is an atom whatever lies around it
 _FEW_VALUES = 20
-_SHORT_RUN = 0.02  # of the rows: copies in a row that a chain's refusals may leave
 _FEW_DISTINCT = 0.2  # of the rows: fewer distinct ones are worth a word
-_LEAST_DISTINCT = 10
 _SINGULAR = 1e-6  # smallest eigenvalue of a correlation
 _LARGEST_THIN = 64  # dimensions in which directions below the noise are worth a word
 _LARGEST_DIM = 1024  # of eigenvalues that take less time than the fit
 _MOST_ROWS, _LEAST_ROWS, _MOST_NUMBERS = 20_000, 2_000, 1 << 23
 _SHOWN = 4
 
-_ATOM_REMEDY = (
-    "Drop what is discrete, give it as `condition=` of the rest, or sum it out in the "
-    "model with one density for each value; give a value that many rows share its own "
-    "probability in the model and learn the other rows; to what is only rounded add back "
-    "uniform noise as wide as one step (dequantisation)"
-)
+_NOISE = "uniform noise as wide as one step"
+_ATOM_REMEDIES = {
+    "discrete": "Drop it, give it as `condition=` of the rest, or sum it out in the model "
+    "with one density for each value; if it is only rounded, add "
+    f"{_NOISE} (dequantisation)",
+    "grid": f"Add {_NOISE}, which puts back what the rounding took (dequantisation)",
+    "shared": "Leave out these rows and give the value its own probability in the model; "
+    "if it stands for what is missing or cut off, remove or model that",
+}
 _COPIES_REMEDY = (
     "Leave out these rows (failed runs, placeholders, a chain that stood still), or give "
     "them their own probability in the model and learn the others"
@@ -77,6 +77,13 @@ class _Atom(NamedTuple):
     step: float | None
     severe: bool
 
+    @property
+    def kind(self) -> str:
+        """Which remedy it has."""
+        if self.num_values <= _FEW_VALUES:
+            return "discrete"
+        return "shared" if self.step is None else "grid"
+
 
 def labels_of(event_shape: tuple[int, ...]) -> list[str]:
     """What the coordinates of an unnamed event are called."""
@@ -95,9 +102,7 @@ def stretches(num_rows: int, dim: int) -> np.ndarray:
     return np.unique(first[:, None] + np.arange(length))
 
 
-def find_doubts(
-    rows: np.ndarray, noise: np.ndarray, labels: Sequence[str]
-) -> list[Doubt]:
+def find_doubts(rows: np.ndarray, noise: np.ndarray, labels: list[str]) -> list[Doubt]:
     """Reasons to think that these rows have no density, severe ones first.
 
     Args:
@@ -105,39 +110,42 @@ def find_doubts(
         noise: standard deviation of the smallest noise in each coordinate, ``(dim,)``.
         labels: what the coordinates are called.
     """
-    doubts = _copied_rows(rows) + _atoms(rows, noise, labels)
-    if not any(doubt.severe for doubt in doubts):
-        doubts += _dependent(rows, noise, labels)
+    doubts, are_copies = _copied_rows(rows)
+    for look in (_atoms, _dependent):  # each may only repeat what is severe before it
+        if not any(doubt.severe for doubt in doubts) and not (
+            are_copies and look is _atoms
+        ):
+            doubts += look(rows, noise, labels)
     return sorted(doubts, key=lambda doubt: not doubt.severe)
 
 
-def _copied_rows(rows: np.ndarray) -> list[Doubt]:
-    """Whole rows that are there many times."""
-    num = len(rows)
-    if any(np.all(np.diff(np.sort(column)) > 0) for column in rows.T[:16]):
-        return []
+def _copied_rows(rows: np.ndarray) -> tuple[list[Doubt], bool]:
+    """Of whole rows that are there many times; and whether all repeats are of that kind."""
+    num, dim = rows.shape
+    if any(len(np.unique(column)) == num for column in rows.T[:16]):
+        return [], False
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
     most = int(counts.argmax())
-    # in one dimension the values are the rows, and are judged as such
-    if (
-        rows.shape[1] > 1
-        and counts[most] > _LARGE * num
-        and counts[most] > 10 * num / len(distinct)
-    ):
+    is_frequent = counts[most] > max(_LARGE * num, 10 * num / len(distinct))
+    if dim > 1 and is_frequent:  # a value of one number is judged as such
         shown = np.array2string(distinct[most][:_SHOWN], precision=4)
-        shown = shown.replace("]", " ...]") if rows.shape[1] > _SHOWN else shown
+        shown = shown.replace("]", " ...]") if dim > _SHOWN else shown
         found = f"the row {shown} {counts[most]} times among {num}"
-        return [Doubt(found, _COPIES_REMEDY, severe=True)]
-    if len(distinct) < _LEAST_DISTINCT:
-        found = f"only {len(distinct)} distinct rows among {num}"
-        return [Doubt(found, _REPEATS_REMEDY, severe=True)]
-    if len(distinct) < _FEW_DISTINCT * num:
-        found = f"only {len(distinct)} distinct rows among {num}"
-        return [Doubt(found, _REPEATS_REMEDY, severe=False)]
-    return []
+        return [Doubt(found, _COPIES_REMEDY, severe=True)], True
+    are_copies = len(distinct) < 0.5 * num and (
+        _step_of(distinct[:, 0]) is None
+        if dim == 1
+        else all(len(np.unique(column)) == len(distinct) for column in rows.T)
+    )
+    few = len(distinct) <= _FEW_VALUES
+    if not are_copies or (len(distinct) > _FEW_DISTINCT * num and not few):
+        return [], are_copies and dim > 1
+    found = f"only {len(distinct)} distinct rows among {num}"
+    severe = few and dim > 1
+    return [Doubt(found, _REPEATS_REMEDY, severe)], dim > 1
 
 
-def _atoms(rows: np.ndarray, noise: np.ndarray, labels: Sequence[str]) -> list[Doubt]:
+def _atoms(rows: np.ndarray, noise: np.ndarray, labels: list[str]) -> list[Doubt]:
     """Coordinates with values that hold a share of the rows each."""
     found = [
         atom
@@ -146,56 +154,71 @@ def _atoms(rows: np.ndarray, noise: np.ndarray, labels: Sequence[str]) -> list[D
     ]
     doubts = []
     for severe in (True, False):
-        texts = [_describe(atom) for atom in found if atom.severe == severe]
-        if texts:
-            more = len(texts) - _SHOWN
-            tail = [f"{more} more coordinates like these"] if more > 0 else []
-            text = "; ".join(texts[:_SHOWN] + tail)
-            doubts.append(Doubt(text, _ATOM_REMEDY, severe))
+        for kind, remedy in _ATOM_REMEDIES.items():
+            chosen = [a for a in found if (a.severe, a.kind) == (severe, kind)]
+            if chosen:
+                texts = [_describe(atom) for atom in chosen[:_SHOWN]]
+                more = len(chosen) - _SHOWN
+                texts += [f"{more} more like these"] if more > 0 else []
+                doubts.append(Doubt("; ".join(texts), remedy, severe))
     return doubts
 
 
 def _atom(column: np.ndarray, noise: float, label: str) -> _Atom | None:
     """The commonest value of a coordinate, if it is one that blurring leaves alone."""
-    column = _without_short_runs(column)
     num = len(column)
     values, counts = np.unique(column, return_counts=True)
     if counts.max() < _LEAST_COUNT:
         return None
+    copies = _without_refusals(column, values, counts)
     first = np.searchsorted(values, values - _BLURRED * noise, side="left")
     last = np.searchsorted(values, values + _BLURRED * noise, side="right")
-    below = np.concatenate([[0], np.cumsum(counts)])
-    isolated = (counts >= _LEAST_COUNT) & (2 * counts > below[last] - below[first])
+    below = np.concatenate([[0], np.cumsum(copies)])
+    isolated = (copies >= _LEAST_COUNT) & (2 * copies > below[last] - below[first])
     # less two standard errors, for chance alone may pile up rows on a fine grid
-    sure = (counts - 2.0 * np.sqrt(counts)) / num
-    candidates = np.where(isolated | (sure > _HUGE), sure, 0.0)
-    on_grid = counts[isolated].sum() > 0.5 * num
-    largest = int(candidates.argmax())
-    if candidates[largest] <= _SMALL and not on_grid:
+    sure = (copies - 2.0 * np.sqrt(copies)) / num
+    sure = np.where(isolated | (sure > _HUGE), sure, 0.0)
+    is_discrete = copies[isolated].sum() > 0.5 * num
+    largest = int(sure.argmax())
+    if sure[largest] <= _SMALL and not is_discrete:
         return None
-    return _Atom(
-        label,
-        float(values[largest]),
-        counts[largest] / num,
-        len(values),
-        float(np.median(np.diff(values))) if on_grid and len(values) > 1 else None,
-        severe=bool(candidates[largest] > _LARGE),
-    )
+    step = _step_of(values) if is_discrete else None
+    severe = sure[largest] > _LARGE or (is_discrete and len(values) <= _FEW_VALUES)
+    value, share = float(values[largest]) + 0.0, counts[largest] / num
+    return _Atom(label, value, share, len(values), step, bool(severe))
 
 
-def _without_short_runs(column: np.ndarray) -> np.ndarray:
-    """One copy of each number that stands a few times in a row, as a chain leaves it."""
-    starts = np.flatnonzero(np.r_[True, np.diff(column) != 0])
-    lengths = np.diff(np.r_[starts, len(column)])
-    keep = np.where(lengths <= _SHORT_RUN * len(column), 1, lengths)
-    return np.repeat(column[starts], keep)
+def _without_refusals(
+    column: np.ndarray, values: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """How often each value came anew, where its copies stand together as a chain's do.
+
+    Among shuffled rows ``c`` of ``n`` copies form about ``c (1 - c / n)`` runs; those of a
+    refused proposal form one. A value of many rows is never taken for that: rows may be
+    sorted.
+    """
+    num = len(column)
+    starts = column[np.r_[True, np.diff(column) != 0]]
+    runs = np.bincount(np.searchsorted(values, starts), minlength=len(values))
+    together = runs < 0.5 * counts * (1.0 - counts / num)
+    return np.where(together & (counts <= _LARGE * num), runs, counts)
+
+
+def _step_of(values: np.ndarray) -> float | None:
+    """Of a grid that the values lie on; None where there is none."""
+    gaps = np.diff(values)
+    step = float(np.median(gaps)) if len(gaps) else 0.0
+    if step <= 0:
+        return None
+    off = np.abs(gaps / step - np.round(gaps / step))
+    return step if np.mean(off < 0.01) > 0.9 else None
 
 
 def _describe(atom: _Atom) -> str:
     commonest = f"{atom.value:.6g} in {100 * atom.share:.0f} % of the rows"
-    if atom.num_values <= _FEW_VALUES:
+    if atom.kind == "discrete":
         return f"{atom.label} takes only {atom.num_values} values, {commonest}"
-    if atom.step is not None:
+    if atom.kind == "grid":
         return (
             f"{atom.label} lies on a grid of {atom.num_values} values, {atom.step:.4g} "
             f"apart, {commonest}"
@@ -203,9 +226,7 @@ def _describe(atom: _Atom) -> str:
     return f"{atom.label} is {commonest}"
 
 
-def _dependent(
-    rows: np.ndarray, noise: np.ndarray, labels: Sequence[str]
-) -> list[Doubt]:
+def _dependent(rows: np.ndarray, noise: np.ndarray, labels: list[str]) -> list[Doubt]:
     """Coordinates that are linear functions of each other, or nearly."""
     if not _has_correlations(rows):
         return []
@@ -226,7 +247,7 @@ def _dependent(
     return []
 
 
-def _listed(labels: Sequence[str], index: np.ndarray) -> str:
+def _listed(labels: list[str], index: np.ndarray) -> str:
     shown = ", ".join(labels[i] for i in index[: 2 * _SHOWN])
     more = f" and {index.size - 2 * _SHOWN} more" if index.size > 2 * _SHOWN else ""
     return shown + more
