@@ -234,6 +234,6 @@ def test_a_density_whose_scale_is_not_resolved_is_refused():
 
     with pytest.raises(ValueError, match=r"`density` must have a scale.*index \(1,\)"):
         rtk.LearnedPrior(Far(1e6))
-    with pytest.warns(UserWarning, match="`density` must have a scale.*holds 41 of"):
+    with pytest.warns(UserWarning, match="`density` must have a scale.*holds 81.9 of"):
         rtk.LearnedPrior(Far(2e3))
     rtk.LearnedPrior(Far(10.0))
