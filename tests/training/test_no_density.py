@@ -43,7 +43,7 @@ SHARES = RNG.dirichlet([3.0, 2.0, 1.0], size=2000)
 KINDS = RNG.integers(0, 3, size=2000)
 WET = np.where(RNG.uniform(size=2000) < 0.3, 0.0, RNG.exponential(size=2000))
 LEVELS = RNG.integers(0, 17, size=2000).astype(float)
-COUNTS = RNG.poisson(9.0, size=2000).astype(float)
+COUNTS = RNG.poisson(4.0, size=2000).astype(float)
 FAILED = np.where(RNG.uniform(size=(2000, 1)) < 0.1, -999.0, NORMAL)
 
 NO_DENSITY = {
@@ -54,7 +54,7 @@ NO_DENSITY = {
         r"\(3,\) takes only 2 values, 0 in 50 %.*Drop it, give it as `condition=`",
     ),
     "grey levels": (LEVELS, r"the value takes only 17 values.*dequantisation"),
-    "counts": (with_column(COUNTS), r"\(3,\) takes only 2\d values|on a grid of 2\d val"),
+    "counts": (with_column(COUNTS), r"\(3,\) takes only 1\d values, 4 in"),
     "one hot": (with_column(np.eye(3)[KINDS]), r"\(3,\) takes.*\(4,\) takes.*\(5,\) takes"),
     "zeros": (with_column(WET), r"\(3,\) is 0 in \d\d % of the rows.*its own probability"),
     "zeros, sorted": (np.sort(WET), r"the value is 0 in 27 % of the rows"),
@@ -93,6 +93,10 @@ PERHAPS = {
     "one decimal": (
         np.round(NORMAL, 1),
         "on a grid of .* 0.1 apart.*Add uniform noise",
+    ),
+    "counts": (
+        RNG.poisson(16.0, size=2000).astype(float),
+        "on a grid of 2. values, 1 apart, 1. in 1?. % of",
     ),
     "some zeros": (
         with_column(np.where(np.arange(2000) % 33 == 0, 0.0, 2 + NORMAL[:, 0])),
