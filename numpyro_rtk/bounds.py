@@ -15,6 +15,9 @@ from scipy.stats import norm
 __all__ = ["Bound", "seeming_bounds", "suggested"]
 
 _MISSING = 5.0  # draws beyond a bound that a normal variable would have had
+_NEAR = float(
+    norm.sf(5.0)
+)  # its share beyond a bound that is 5 standard deviations away
 _SUM_ERROR = 1e-4
 _MOST_ROWS = 20_000
 _FEW_VALUES = 20
@@ -35,11 +38,19 @@ class Bound(NamedTuple):
     whole: bool
 
 
-def seeming_bounds(values: Mapping[Any, Any], known: Mapping[Any, Any]) -> dict:
-    """:class:`Bound` of each of the sites that has one and no support is known of."""
+def seeming_bounds(
+    values: Mapping[Any, Any], known: Mapping[Any, Any], is_wary: bool = False
+) -> dict:
+    """:class:`Bound` of each of the sites that has one and no support is known of.
+
+    Args:
+        values: draws by name.
+        known: supports by name.
+        is_wary: whether a bound needs no draws that are missing, only to be near.
+    """
     found = {}
     for name, value in values.items():
-        bound = None if name in known else _bound(value)
+        bound = None if name in known else _bound(value, is_wary)
         if bound is not None:
             found[name] = bound
     return found
@@ -57,7 +68,7 @@ def suggested(bounds: Mapping[str, Bound]) -> str:
     return " and ".join(texts)
 
 
-def _bound(value: Any) -> Bound | None:
+def _bound(value: Any, is_wary: bool) -> Bound | None:
     array = np.asarray(value)
     if array.ndim == 0 or array.dtype.kind != "f" or array.size == 0:
         return None
@@ -70,13 +81,15 @@ def _bound(value: Any) -> Bound | None:
         evidence = f"not negative and sums to one in all {num} draws"
         return Bound("simplex", evidence, whole=True)
     flat = rows.reshape(num, -1)
+    least = num * _NEAR if is_wary else _MISSING
     below, above = (num * share for share in _normal_shares(flat))
     positive = np.all(flat > 0, axis=0)
-    if np.all(positive) and flat.max() <= 1 and above.max() >= _MISSING:
-        most = np.maximum(below, above).max()
+    most = np.maximum(below, above).max()
+    is_unit = flat.max() < 1 and above.max() >= num * _NEAR
+    if np.all(positive) and is_unit and most >= least:
         evidence = f"between 0 and 1 in all {num} draws, and a normal one"
         return Bound("unit_interval", f"{evidence} {_times(most)}", whole=True)
-    evident = positive & (below >= _MISSING)
+    evident = positive & (below >= least)
     for i in np.flatnonzero(evident):  # what is discrete is refused for that
         evident[i] = len(np.unique(flat[:, i])) > _FEW_VALUES
     if not np.any(evident):
@@ -99,4 +112,4 @@ def _normal_shares(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _times(expected: float) -> str:
-    return f"would have been otherwise {expected:.0f} times"
+    return f"would have been otherwise {expected:.2g} times"

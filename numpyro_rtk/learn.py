@@ -233,7 +233,7 @@ def _check_bounds(
     values: Mapping[str, Any], known: Mapping[str, Any], must_be_given: bool
 ) -> None:
     """Positive draws are not taken for real ones in silence."""
-    bounds = seeming_bounds(values, known)
+    bounds = seeming_bounds(values, known, is_wary=must_be_given)
     if not bounds:
         return
     evidence = "; ".join(f"{name} is {b.evidence}" for name, b in bounds.items())

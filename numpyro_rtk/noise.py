@@ -155,7 +155,8 @@ def as_ladder(ladder: Ladder, num_segments: int) -> np.ndarray:
     """Turn the kernels' ``ladder=`` option into an array of times, checked.
 
     Args:
-        ladder: ``"angle"``, ``"log_snr"``, ``"uniform"`` (the paper's), a function of the number of segments, or the times themselves.
+        ladder: ``"angle"``, ``"log_snr"``, ``"uniform"`` (the paper's), a function of
+            the number of segments, or the times themselves.
         num_segments: K; ignored when ``ladder`` gives the times.
 
     Returns:

@@ -160,7 +160,8 @@ class RTKReplicaExchange(PathKernel):
         num_leapfrog: leapfrog steps of a local ``"mala"`` move.
         num_inner_steps: inner steps on the reverse kernel in each exchange.
         exchange: ``"rtk"``, or ``"swap"`` for plain swaps (for comparison).
-        ladder: first levels, see :class:`RTKMALA`; warm-up moves them.
+        ladder: first levels, as for :class:`RTKMALA` but ``"log_snr"`` by default with
+            ``score`` too; warm-up moves them.
         adapt_ladder: whether warm-up moves the levels.
         step_size: of the local moves; None adapts one per level.
         target_accept_prob: aim of that adaptation.
