@@ -19,7 +19,7 @@ _NEAR = float(
     norm.sf(5.0)
 )  # its share beyond a bound that is 5 standard deviations away
 _SUM_ERROR = 1e-4
-_MOST_ROWS = 20_000
+_MOST_NUMBERS = 1 << 23  # to look at, and up to 20,000 rows
 _FEW_VALUES = 20
 _SHOWN = 4
 
@@ -72,7 +72,8 @@ def _bound(value: Any, is_wary: bool) -> Bound | None:
     array = np.asarray(value)
     if array.ndim == 0 or array.dtype.kind != "f" or array.size == 0:
         return None
-    rows = array[:: max(len(array) // _MOST_ROWS, 1)].astype(float)
+    most = int(np.clip(_MOST_NUMBERS * len(array) // array.size, 2_000, 20_000))
+    rows = array[:: max(len(array) // most, 1)].astype(float)
     num = len(rows)
     if not np.all(np.isfinite(rows)) or not np.any(rows.std(axis=0) > 0):
         return None

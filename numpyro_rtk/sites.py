@@ -116,7 +116,9 @@ def unconstrain_rows(
             # a memory map stays one
             return np.asanyarray(values), None
         site, rows = _unconstrain(None, values, supports[None])
-        return rows, None if site.support == REAL else (site,)
+        if site.support == REAL:
+            return np.asanyarray(values), None
+        return rows, (site,)
     unknown = sorted(set(supports) - set(values), key=str)
     if unknown:
         raise ValueError(

@@ -13,6 +13,7 @@ from numpyro.infer import MCMC, SA
 from sklearn.datasets import load_digits
 
 import numpyro_rtk as rtk
+from numpyro_rtk.sites import unconstrain_rows
 from numpyro_rtk.training.no_density import find_doubts, labels_of, stretches
 
 RNG = np.random.default_rng(0)
@@ -205,6 +206,14 @@ def test_a_part_of_many_rows_is_looked_at_in_stretches():
     assert np.mean(np.diff(index) == 1) > 0.99
     assert len(stretches(1_000_000, 100_000)) < 2_001
     np.testing.assert_array_equal(stretches(500, 100_000), np.arange(500))
+
+
+def test_a_memory_map_said_to_be_real_stays_one(tmp_path):
+    np.save(tmp_path / "rows.npy", NORMAL)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    rows, sites = unconstrain_rows(mapped, {None: constraints.real})
+    assert rows is mapped
+    assert sites is None
 
 
 def run(kernel, num_samples):
