@@ -1,6 +1,7 @@
 """Checks of arguments, with one wording: what it must be, what it got."""
 
 import numbers
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,12 @@ __all__ = [
     "check_positive",
     "check_positive_int",
     "check_positive_values",
+    "check_resolution",
 ]
+
+# Floating point numbers in one standard deviation. The smallest noise of a fit is a
+# fiftieth of that: 1,000 leave 20 for it; with 20 the rounding is as large as that noise.
+_ENOUGH_NUMBERS, _FEWEST_NUMBERS = 1000.0, 20.0
 
 
 def _is_int(value: object) -> bool:
@@ -95,3 +101,42 @@ def check_orthogonal(name: str, matrix: Any) -> None:
         raise ValueError(
             f"`{name}` must be orthogonal; got one that is off by {error}."
         )
+
+
+def check_resolution(name: str, loc: Any, scale: Any, dtype: Any) -> None:
+    """Raise, or warn, where numbers of this type are too coarse for a density.
+
+    Args:
+        name: of what has the density, for the message.
+        loc: where each coordinate lies, of any shape.
+        scale: its standard deviation there, of the same shape.
+        dtype: of the numbers that the density is evaluated at.
+
+    Raises:
+        ValueError: where a standard deviation holds fewer than 20 numbers.
+    """
+    loc, scale = np.asarray(loc, float), np.asarray(scale, float)
+    if loc.size == 0 or not np.all(np.isfinite(loc)):
+        return
+    spacing = np.spacing(np.abs(loc).astype(dtype)).astype(float)
+    held = scale / spacing
+    worst = np.unravel_index(np.argmin(held), held.shape)
+    if held[worst] >= _ENOUGH_NUMBERS:
+        return
+    type_ = np.dtype(dtype).name
+    double = (
+        ""
+        if type_ == "float64"
+        else ', or compute in double precision: `jax.config.update("jax_enable_x64", '
+        "True)` before anything else"
+    )
+    where = f" at index {tuple(map(int, worst))}" if worst else ""
+    message = (
+        f"`{name}` must have a scale that {type_} numbers resolve where it lies; got a "
+        f"standard deviation of {scale[worst]:.3g} around {loc[worst]:.6g}{where}, which "
+        f"holds {held[worst]:.3g} of them ({_ENOUGH_NUMBERS:.0f} are enough). Subtract "
+        f"the offset beforehand and add it in the model{double}."
+    )
+    if held[worst] < _FEWEST_NUMBERS:
+        raise ValueError(message)
+    warnings.warn(message, UserWarning, stacklevel=4)

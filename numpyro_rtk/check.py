@@ -1,11 +1,13 @@
 """``rtk.check_prior``: can this learned prior be trusted? In numbers and in words."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import KDTree
@@ -16,13 +18,23 @@ from numpyro_rtk import paths
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.prior import check_density
 from numpyro_rtk.report import log_evidence
-from numpyro_rtk.sites import constraint_of, unconstrain_rows
+from numpyro_rtk.sites import (
+    columns_of,
+    constraint_of,
+    is_frame,
+    labels_of_sites,
+    unconstrain_rows,
+)
+from numpyro_rtk.training.data import check_variation
+from numpyro_rtk.training.no_density import Doubt, find_doubts, labels_of
 
 __all__ = ["PriorCheck", "check_prior"]
 
 _CHAINS, _WARMUP, _DRAWS = 32, 100, 60
 _NUM_GROUPS = 8
 _MOST_ROWS = 2000  # pairs of rows cost memory
+_SMALLEST_NOISE = 0.02  # of a density that names none, in standard deviations
+_LARGEST_RHAT = 1.2  # of 60 draws a chain; with good mixing it is below 1.1
 
 
 class PriorCheck(NamedTuple):
@@ -45,6 +57,9 @@ class PriorCheck(NamedTuple):
             held-out rows.
         memorised: share of draws that are closer to a training row than a held-out row is
             at the median; 0.5 is ideal. NaN without ``training``.
+        rhat: largest split R-hat of the draws (coordinates, shares of groups, share above
+            the rows' median log density), half of whose chains start at held-out rows.
+            Above 1.2 what depends on the draws says nothing about the density.
         problems: sentences that say what is wrong and what to change.
         draws: the model's own, unconstrained, ``(n, dim)``.
         rows: the held-out ones, ``(m, dim)``.
@@ -61,6 +76,7 @@ class PriorCheck(NamedTuple):
     sd_ratio: tuple[float, float]
     energy_distance: tuple[float, float]
     memorised: float
+    rhat: float
     problems: tuple[str, ...]
     draws: np.ndarray
     rows: np.ndarray
@@ -79,6 +95,7 @@ class PriorCheck(NamedTuple):
             f"TV (two samples of one law: {self.group_tv[1]:.3f}), means by "
             f"{self.mean_off:.2f} sd, sd ratio "
             f"{self.sd_ratio[0]:.2f}-{self.sd_ratio[1]:.2f}",
+            f"R-hat of the own draws: {self.rhat:.2f}",
             f"energy distance: {self.energy_distance[0]:.4f} (halves of the held-out rows: "
             f"{self.energy_distance[1]:.4f})",
         ]
@@ -117,7 +134,8 @@ def check_prior(
 
     Raises:
         TypeError: for a density without an energy.
-        ValueError: for rows of another shape, outside the support, or too few.
+        ValueError: for rows of another shape, outside the support, too few, or with a
+            coordinate that never changes.
     """
     check_density("model_", model_)
     if not paths.has_energy(model_):
@@ -128,14 +146,30 @@ def check_prior(
     rows = _rows("held_out", held_out, model_)
     if len(rows) < 100:
         raise ValueError(f"`held_out` must have at least 100 rows; got {len(rows)}.")
+    doubts = _doubts(rows, model_)
     rng = np.random.default_rng(0)
     rows = rows[rng.permutation(len(rows))]
     shape = tuple(model_.event_shape)
     log_density_of = jax.jit(
         jax.vmap(lambda x: model_.log_density(x.reshape(shape), 0.0))
     )
-    log_density = np.asarray(log_density_of(jnp.asarray(rows)), float)
-    mcmc, draws = _own_draws(jr.key(0) if key is None else key, model_)
+    evaluate = lambda x: np.asarray(log_density_of(jnp.asarray(x)), float)
+    start = _start(model_, rows, evaluate)
+    chains, offset = _own_draws(jr.key(0) if key is None else key, model_, start)
+    memorised = np.nan
+    if training is not None:
+        known = _rows("training", training, model_)
+        memorised = _memorised(chains.reshape(-1, rows.shape[1]), rows, known)
+    found = _compare(chains, rows, evaluate, rng)._replace(
+        offset=offset, memorised=memorised
+    )
+    return found._replace(problems=(*_no_density(doubts), *_problems(found)))
+
+
+def _compare(chains: np.ndarray, rows: np.ndarray, evaluate, rng) -> PriorCheck:
+    """All numbers but those that need the run or the training rows."""
+    draws = chains.reshape(-1, rows.shape[1])
+    log_density, draws_log_density = evaluate(rows), evaluate(draws)
     half = len(rows) // 2
     gains = [
         _mean(log_density[half:] - fit(rows[:half], rows[half:]))
@@ -144,33 +178,35 @@ def check_prior(
     spread = rows.std(axis=0)
     ratio = draws.std(axis=0) / spread
     some = draws[rng.choice(len(draws), min(len(draws), len(rows)), replace=False)]
-    found = PriorCheck(
+    groups = _groups(rows / spread, draws / spread, rng)
+    above = draws_log_density > np.median(log_density)
+    return PriorCheck(
         held_out=_mean(log_density),
         gaussian=gains[0],
         mixture=gains[1],
-        offset=log_evidence(mcmc),
-        group_tv=_group_tv(rows / spread, draws / spread, rng),
+        offset=(np.nan, np.nan),
+        group_tv=_group_tv(*groups, rng),
         mean_off=float(np.abs((draws.mean(0) - rows.mean(0)) / spread).max()),
         sd_ratio=(float(ratio.min()), float(ratio.max())),
         energy_distance=(
             _energy_distance(some / spread, rows / spread),
             _energy_distance(rows[:half] / spread, rows[half:] / spread),
         ),
-        memorised=np.nan
-        if training is None
-        else _memorised(draws, rows, _rows("training", training, model_)),
+        memorised=np.nan,
+        rhat=_rhat(chains, groups[0], above),
         problems=(),
         draws=draws,
         rows=rows,
         log_density=log_density,
-        draws_log_density=np.asarray(log_density_of(jnp.asarray(draws)), float),
+        draws_log_density=draws_log_density,
     )
-    return found._replace(problems=tuple(_problems(found)))
 
 
 def _rows(argument: str, values: Any, model_: Any) -> np.ndarray:
     """Unconstrained rows ``(n, dim)``."""
     sites = getattr(model_, "sites", None)
+    if is_frame(values):
+        values = columns_of(argument, values)
     if sites is not None:
         supports = {site.name: constraint_of(site.support) for site in sites}
         if isinstance(values, dict):
@@ -192,7 +228,40 @@ def _rows(argument: str, values: Any, model_: Any) -> np.ndarray:
     return array.reshape(len(array), -1)
 
 
-def _own_draws(key: jax.Array, model_: Any) -> tuple[MCMC, np.ndarray]:
+def _doubts(rows: np.ndarray, model_: Any) -> list[Doubt]:
+    """Whether the rows, in the order in which they were given, have a density."""
+    spread = rows.std(axis=0)
+    check_variation(spread, np.abs(rows).max(axis=0), "`held_out`")
+    noise = _SMALLEST_NOISE * spread
+    if hasattr(model_, "noise_range"):
+        noise = model_.noise_range[0] * np.ravel(np.asarray(model_.scale, float))
+    sites = getattr(model_, "sites", None)
+    shape = tuple(model_.event_shape)
+    labels = labels_of(shape) if sites is None else labels_of_sites(sites)
+    return find_doubts(rows, noise, labels)
+
+
+def _start(model_: Any, rows: np.ndarray, evaluate) -> np.ndarray | None:
+    """Where the chains start, ``(chains, dim)``: at held-out rows, and at noise, by turns.
+
+    Where the exchange does not mix, as with a mode far narrower than the lowest level, the
+    two halves differ. None where the density has no value at any row.
+    """
+    loc, scale = (np.ravel(np.asarray(a, float)) for a in paths.loc_and_scale(model_))
+    usable = rows[np.isfinite(evaluate(rows))]
+    if len(usable) == 0:
+        return None
+    start = np.resize(usable, (_CHAINS, rows.shape[1]))
+    noise = np.random.default_rng(1).normal(size=start.shape)
+    noise = loc + scale * noise
+    is_noise = (np.arange(_CHAINS) % 2 == 1) & np.isfinite(evaluate(noise))
+    return np.where(is_noise[:, None], noise, start)
+
+
+def _own_draws(
+    key: jax.Array, model_: Any, start: np.ndarray | None
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Draws ``(chains, n, dim)`` and the log of the integral, with its error."""
     mcmc = MCMC(
         RTKReplicaExchange(score=model_),
         num_warmup=_WARMUP,
@@ -201,9 +270,25 @@ def _own_draws(key: jax.Array, model_: Any) -> tuple[MCMC, np.ndarray]:
         chain_method="vectorized",
         progress_bar=False,
     )
-    mcmc.run(key)
-    draws = np.asarray(mcmc.get_samples(), float)
-    return mcmc, draws.reshape(len(draws), -1)
+    shape = (_CHAINS, *model_.event_shape)
+    first = None if start is None else jnp.asarray(start.reshape(shape))
+    mcmc.run(key, init_params=first)
+    draws = np.asarray(mcmc.get_samples(group_by_chain=True), float)
+    return draws.reshape(_CHAINS, _DRAWS, -1), log_evidence(mcmc)
+
+
+def _rhat(chains: np.ndarray, group: np.ndarray, above: np.ndarray) -> float:
+    """The largest split R-hat of what the report compares; inf for draws not finite."""
+    if not np.all(np.isfinite(chains)):
+        return np.inf
+    indicators = np.column_stack([group[:, None] == np.arange(_NUM_GROUPS), above])
+    indicators = indicators.reshape(*chains.shape[:2], -1).astype(float)
+    values = np.concatenate([chains, indicators], axis=-1)
+    varies = values.std(axis=(0, 1)) > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rhat = np.asarray(split_gelman_rubin(values[..., varies]))
+    # chains that each stand still, and apart, have no variance within
+    return float(np.max(np.where(np.isnan(rhat), np.inf, rhat), initial=1.0))
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
@@ -236,20 +321,27 @@ def _mixture(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
     return best.score_samples(asked) - np.sum(np.log(spread))
 
 
-def _group_tv(rows, draws, rng) -> tuple[float, float]:
-    """Shares of groups; the reference splits the pooled rows at random."""
+def _groups(rows, draws, rng) -> tuple[np.ndarray, np.ndarray]:
+    """The group of each of the draws and of the rows, by k-means of the rows."""
     first = rows[rng.choice(len(rows), _NUM_GROUPS, replace=False)]
-    centres, _ = kmeans2(rows, first, minit="matrix")
+    with warnings.catch_warnings():  # an empty group, where rows repeat, does no harm
+        warnings.simplefilter("ignore", UserWarning)
+        centres, _ = kmeans2(rows, first, minit="matrix")
     tree = KDTree(centres)
-    groups = [np.asarray(tree.query(x)[1]) for x in (draws, rows)]
+    of_draws, of_rows = (np.asarray(tree.query(x)[1]) for x in (draws, rows))
+    return of_draws, of_rows
+
+
+def _group_tv(of_draws, of_rows, rng) -> tuple[float, float]:
+    """Shares of groups; the reference splits the pooled rows at random."""
     share = lambda group: np.bincount(group, minlength=_NUM_GROUPS) / len(group)
     tv = lambda one, two: float(0.5 * np.abs(share(one) - share(two)).sum())
-    pooled = np.concatenate(groups)
+    pooled = np.concatenate([of_draws, of_rows])
     splits = []
     for _ in range(20):
         rng.shuffle(pooled)
-        splits.append(tv(pooled[: len(draws)], pooled[len(draws) :]))
-    return tv(*groups), float(np.mean(splits))
+        splits.append(tv(pooled[: len(of_draws)], pooled[len(of_draws) :]))
+    return tv(of_draws, of_rows), float(np.mean(splits))
 
 
 def _energy_distance(one: np.ndarray, two: np.ndarray) -> float:
@@ -266,18 +358,22 @@ def _memorised(draws, rows, training) -> float:
     return float(np.mean(distance(draws) < np.median(distance(rows))))
 
 
+def _no_density(doubts: list[Doubt]) -> list[str]:
+    return [
+        f"The held-out rows {'have' if severe else 'may have'} no density: {found}. "
+        f"{remedy}, and train again."
+        for found, remedy, severe in doubts
+    ]
+
+
 def _problems(found: PriorCheck) -> list[str]:
-    problems = []
-    value, error = found.offset
-    if not np.isfinite(value):
+    """Sentences about the density; of draws that did not mix, one about them."""
+    mixed = found.rhat <= _LARGEST_RHAT
+    problems = [] if mixed else [_unmixed(found)]
+    if not np.isfinite(found.offset[0]):
         problems.append(
             "No finite integral of the density was found: its own draws run away from the "
             "rows. Train on more rows, shorter, or with a smaller network."
-        )
-    elif abs(value) > max(0.3, 4.0 * error):
-        problems.append(
-            f"The density integrates to exp({value:+.2f}), not 1: evidences and "
-            "comparisons of models are off by that much. Train longer, or on more rows."
         )
     if found.gaussian[0] < -3.0 * found.gaussian[1]:
         problems.append(
@@ -288,6 +384,27 @@ def _problems(found: PriorCheck) -> list[str]:
         problems.append(
             f"A Gaussian mixture fits the held-out rows better by "
             f"{-found.mixture[0]:.2f} nats: `rtk.GaussianMixture` may be the better prior."
+        )
+    return problems + (_problems_of_draws(found) if mixed else [])
+
+
+def _unmixed(found: PriorCheck) -> str:
+    return (
+        f"The draws to compare with have not mixed (R-hat {found.rhat:.2f}, with half of "
+        "the chains started at held-out rows): whether weights of modes, means, spreads "
+        "and the integral are right is not known. Draw longer with "
+        "`rtk.RTKReplicaExchange(score=model_, num_levels=...)`, read `rtk.diagnose`, and "
+        "compare; rows with scales far apart are better learned on their logarithms."
+    )
+
+
+def _problems_of_draws(found: PriorCheck) -> list[str]:
+    problems = []
+    value, error = found.offset
+    if np.isfinite(value) and abs(value) > max(0.3, 4.0 * error):
+        problems.append(
+            f"The density integrates to exp({value:+.2f}), not 1: evidences and "
+            "comparisons of models are off by that much. Train longer, or on more rows."
         )
     tv, reference = found.group_tv
     if tv > max(2.5 * reference, reference + 0.03):

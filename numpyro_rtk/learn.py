@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,14 @@ import numpy as np
 from numpyro import handlers
 from numpyro.infer import MCMC
 
-from numpyro_rtk.sites import constraint_of, unconstrain_rows
+from numpyro_rtk.bounds import seeming_bounds, suggested
+from numpyro_rtk.sites import (
+    columns_of,
+    constraint_of,
+    is_frame,
+    labels_of_sites,
+    unconstrain_rows,
+)
 from numpyro_rtk.training.fit import NOISE_RANGE, fit as fit_rows
 from numpyro_rtk.training.rows import is_stream
 
@@ -43,10 +51,10 @@ def fit(
 
     Args:
         key: random key, typed or legacy; the result is a function of it.
-        samples: a floating point array ``(n, *event_shape)``; a dict of such arrays, one
-            joint density; or yesterday's posterior: a finished ``numpyro.infer.MCMC``
-            (its latent sites and those of ``learned_sites``, with their supports),
-            InferenceData or a DataTree (all
+        samples: a floating point array ``(n, *event_shape)``; a dict of such arrays or
+            a DataFrame (its columns are the sites), one joint density; or yesterday's
+            posterior: a finished ``numpyro.infer.MCMC`` (its latent sites and those of
+            ``learned_sites``, with their supports), InferenceData or a DataTree (all
             variables of the group ``posterior``). For more than fits the memory: a
             ``np.memmap``; or a stream, an object that ``iter()`` starts anew or a
             function without arguments that returns an iterator, over arrays
@@ -56,7 +64,9 @@ def fit(
             unless ``learned_sites`` recorded it.
         support: a NumPyro constraint (of a dict or a run: a dict of them by name). The
             density is learned of unconstrained values, through NumPyro's ``biject_to``;
-            what is not named is real.
+            what is not named is real. Draws that seem to have bounds and no support are
+            refused of InferenceData and a DataTree, which carry none, and of others get
+            a warning; ``constraints.real`` takes them as they are.
         condition: numbers ``(n, *condition_shape)``, one row for each of the samples: the
             density learned is p(x | c), for :class:`LearnedPrior` with ``condition=``.
             Categories are given as one column of 0 and 1 each.
@@ -118,21 +128,22 @@ def fit(
         a base that is richer than one Gaussian is fitted once more, to all rows.
 
     Raises:
-        TypeError: for arguments of the wrong kind.
-        ValueError: for arguments out of range, for samples that have no density or lie
-            outside their support, for names that are not there, and for a
-            ``checkpoint`` that is damaged or of another fit.
+        TypeError: for arguments of the wrong kind, discrete samples among them.
+        ValueError: for arguments out of range, for samples that have no density (values
+            that many rows share, columns that are linear functions of others; for a score
+            network this is a warning), lie outside their support, or so far out that
+            floating point numbers do not resolve their spread, for names that are not
+            there, and for a ``checkpoint`` that is damaged or of another fit.
         FloatingPointError: where the loss is not finite before any weights worth
             returning; later than that, the best weights are returned with a warning,
             as after an interruption from the keyboard.
     """
     values, supports = _collect(samples, sites, support)
     if is_stream(values):
-        rows, specs = values, None
+        rows, specs, labels = values, None, None
     else:
         rows, specs = unconstrain_rows(values, supports)
-    if isinstance(values, Mapping):
-        _check_independent(rows, list(values))
+        labels = None if specs is None else labels_of_sites(specs)
     model_, history = fit_rows(
         key,
         rows,
@@ -151,6 +162,7 @@ def fit(
         on_host=on_host,
         devices=devices,
         progress_bar=progress_bar,
+        labels=labels,
     )
     if specs is not None:
         model_ = dataclasses.replace(model_, sites=specs)
@@ -166,6 +178,8 @@ def _collect(samples: Any, sites: Any, support: Any) -> tuple[Any, dict]:
         values, known = _of_posterior(samples.posterior), {}
     elif isinstance(samples, Mapping):
         values, known = dict(samples), {}
+    elif is_frame(samples):
+        values, known = columns_of("samples", samples), {}
     else:
         if sites is not None:
             raise ValueError(
@@ -177,7 +191,11 @@ def _collect(samples: Any, sites: Any, support: Any) -> tuple[Any, dict]:
                 "`support` must be None for an iterator; got "
                 f"{support!r}. Yield unconstrained values, `biject_to(support).inv(x)`."
             )
-        return samples, {} if support is None else {None: support}
+        if support is not None:
+            return samples, {None: support}
+        if not is_stream(samples):
+            _check_array_bounds(samples)
+        return samples, {}
     streams = [name for name, value in values.items() if is_stream(value)]
     if streams:
         raise TypeError(
@@ -195,7 +213,66 @@ def _collect(samples: Any, sites: Any, support: Any) -> tuple[Any, dict]:
     if sites is not None:
         values = _take(values, sites)
         known = {name: value for name, value in known.items() if name in values}
+    _check_floating(values)
+    _check_bounds(values, known, must_be_given=hasattr(samples, "posterior"))
     return values, known
+
+
+def _check_floating(values: Mapping[str, Any]) -> None:
+    """One integer array among others would become floating point without a word."""
+    types = {name: np.asarray(value).dtype for name, value in values.items()}
+    # bfloat16 and its kin are no subtype of np.floating, objects no type of JAX
+    other = {
+        name: str(dtype)
+        for name, dtype in types.items()
+        if dtype.kind not in "fV" or (dtype.kind == "V" and dtype.names is not None)
+    }
+    if other:
+        raise TypeError(
+            f"`samples` must be floating point numbers at every site; got {other}: "
+            "discrete values have no density. Leave these out (`sites=`), give them as "
+            "`condition=` (of categories one column of 0 and 1 each), or make them "
+            "floating with uniform noise as wide as one step (dequantisation)."
+        )
+
+
+def _check_bounds(
+    values: Mapping[str, Any], known: Mapping[str, Any], must_be_given: bool
+) -> None:
+    """Positive draws are not taken for real ones in silence."""
+    bounds = seeming_bounds(values, known, is_wary=must_be_given)
+    if not bounds:
+        return
+    evidence = "; ".join(f"{name} is {b.evidence}" for name, b in bounds.items())
+    message = (
+        "`support` must be given where draws have bounds, else the density has mass "
+        f"beyond them; got none for {list(bounds)}: {evidence}. Write "
+        f"{suggested(bounds)}, or `constraints.real` to take them as they are."
+    )
+    if any(
+        b.whole and (must_be_given or b.support == "simplex") for b in bounds.values()
+    ):
+        raise ValueError(message)
+    warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _check_array_bounds(samples: Any) -> None:
+    bound = seeming_bounds({"samples": samples}, {}).get("samples")
+    if bound is None:
+        return
+    remedy = (
+        f"Write `support=constraints.{bound.support}` or another interval"
+        if bound.whole
+        else "Pass a dict of arrays, and `support={name: constraints.positive}`"
+    )
+    message = (
+        "`support` must be given where samples have bounds, else the density has mass "
+        f"beyond them; got none, and the array is {bound.evidence}. {remedy}, or "
+        "`support=constraints.real` to take them as they are."
+    )
+    if bound.support == "simplex":
+        raise ValueError(message)
+    warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _of_run(mcmc: MCMC, sites: Any) -> tuple[dict, dict]:
@@ -277,20 +354,3 @@ def _take(values: dict, sites: Any) -> dict:
             f"`sites` must be names in `samples`, {sorted(values)}; got {missing}."
         )
     return {name: values[name] for name in sites}
-
-
-def _check_independent(rows: np.ndarray, names: list[str]) -> None:
-    """No coordinate may be a linear function of others: there would be no density."""
-    if not np.issubdtype(rows.dtype, np.floating) or len(rows) <= 2 * rows.shape[1]:
-        return
-    scale = rows.std(axis=0)
-    if not np.all(scale > 0) or not np.all(np.isfinite(rows)):
-        return  # said better by the checks of the training data
-    correlation = np.corrcoef(rows, rowvar=False).reshape(len(scale), len(scale))
-    smallest = np.linalg.eigvalsh(correlation)[0]
-    if smallest < 1e-6:
-        raise ValueError(
-            "`samples` must not hold quantities that are linear functions of others, as "
-            "deterministic sites often are: there is no joint density. Choose with "
-            f"`sites=`; got {names}."
-        )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from numpyro_rtk._checks import check_resolution
 from numpyro_rtk.networks.shapes import map_over_batch
 from numpyro_rtk.noise import noise_variance, signal
 
@@ -42,7 +43,9 @@ class GaussianMixture(eqx.Module):
 
     Raises:
         ValueError: for shapes that do not fit, weights that are not a distribution,
-            means that are not finite, or covariances that are not positive definite.
+            means that are not finite, covariances that are not positive definite, or
+            means so far out that floating point numbers do not resolve a component
+            there (a warning where they hardly do).
     """
 
     weights: jax.Array
@@ -64,6 +67,8 @@ class GaussianMixture(eqx.Module):
         w, m, c = (np.asarray(a, dtype=float) for a in (weights, means, covariances))
         _check_shapes(w, m, c)
         _check_values(w, m, c)
+        spreads = np.sqrt(np.diagonal(c, axis1=1, axis2=2))
+        check_resolution("means", m, spreads, jnp.result_type(float))
         w = w / w.sum()  # one to the last digit, not to the check's
         centre = w @ m
         spread = np.einsum("j,jab->ab", w, c) + np.einsum(

@@ -59,7 +59,7 @@ def uniform_ladder(num_segments: int, horizon: float = 3.0) -> np.ndarray:
     """Equal segments in OU time: the ladder of the RTK paper (arXiv 2405.16387).
 
     Kept for reproduction. Its last segment is so wide that an inner chain cannot cross
-    between modes in it; :func:`angle_ladder` is the better default.
+    between modes in it, as those of no kernel's default does.
 
     Args:
         num_segments: K, at least 1.
@@ -77,6 +77,10 @@ def log_snr_ladder(
     num_segments: int, horizon: float = 3.0, smallest_noise: float = 0.05
 ) -> np.ndarray:
     """Levels uniform in the log signal-to-noise ratio, dense near the data.
+
+    The default of :class:`~numpyro_rtk.RTKReplicaExchange`, whose warm-up moves the
+    levels, and of the other kernels with a ``model``: a precise likelihood switches on at
+    small noise.
 
     The levels above 0 have ``log r_t`` equally spaced between ``smallest_noise`` and
     the noise-to-signal ratio of the horizon; the last segment goes from
@@ -100,7 +104,10 @@ def log_snr_ladder(
 def angle_ladder(
     num_segments: int, horizon: float = 3.0, smallest_noise: float = 0.1
 ) -> np.ndarray:
-    """Levels uniform in the angle ``arctan r_t``: the kernels' default.
+    """Levels uniform in the angle ``arctan r_t``.
+
+    The default of :class:`~numpyro_rtk.RTKMALA` and :class:`~numpyro_rtk.RTKULD` with
+    ``score=``, and of ``LearnedPrior.sample``.
 
     In this angle the signal is a cosine and the noise a sine (the cosine schedule of
     Nichol & Dhariwal, ICML 2021, arXiv 2102.09672). Against :func:`log_snr_ladder` it
@@ -148,8 +155,8 @@ def as_ladder(ladder: Ladder, num_segments: int) -> np.ndarray:
     """Turn the kernels' ``ladder=`` option into an array of times, checked.
 
     Args:
-        ladder: ``"angle"`` (default of the kernels), ``"log_snr"``, ``"uniform"`` (the
-            paper's), a function of the number of segments, or the times themselves.
+        ladder: ``"angle"``, ``"log_snr"``, ``"uniform"`` (the paper's), a function of
+            the number of segments, or the times themselves.
         num_segments: K; ignored when ``ladder`` gives the times.
 
     Returns:

@@ -19,6 +19,7 @@ from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
+from numpyro_rtk._checks import check_resolution
 from numpyro_rtk.core.annealed import Local, predict_down
 from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.multistep import Multistep
@@ -101,6 +102,8 @@ class LearnedPrior(dist.Distribution):
         TypeError: when ``density`` is not such an object, ``support`` no constraint, or
             ``condition`` not numbers.
         ValueError: when the density brings a support of its own and another is given;
+            when its ``loc`` is so large that floating point numbers do not resolve its
+            ``scale`` (a warning where they hardly do);
             when ``condition`` is missing, too much, of another shape, or not finite.
     """
 
@@ -117,6 +120,7 @@ class LearnedPrior(dist.Distribution):
         validate_args: bool | None = None,
     ):
         self._condition = _condition_of(density, condition)
+        _check_resolved(density)
         # Held in two halves so that the distribution crosses jit, vmap and lax.cond.
         self._arrays, self._static = eqx.partition(density, eqx.is_array)
         self._spec = _support_of(density, support)
@@ -370,6 +374,18 @@ def _promote_stack(prior: LearnedPrior) -> LearnedPrior:
     new = copy.copy(prior)
     new._batch_shape = (*prior._stack, *prior._condition_shapes()[0])
     return new
+
+
+def _check_resolved(density: Any) -> None:
+    """Refuse a scale that floating point numbers do not resolve, where it is known."""
+    loc, scale = (getattr(density, name, None) for name in ("loc", "scale"))
+    if loc is None or scale is None:
+        return
+    if not (not_jax_tracer(loc) and not_jax_tracer(scale)):
+        return
+    loc, scale = np.broadcast_arrays(np.asarray(loc), np.asarray(scale))
+    dtype = np.float32 if loc.dtype == np.float32 else jnp.result_type(float)
+    check_resolution("density", loc, scale, dtype)
 
 
 def _condition_of(density: Any, condition: Any) -> jax.Array | None:

@@ -20,7 +20,10 @@ from numpyro_rtk.networks.site import REAL, SiteSpec, nested_tuples
 
 __all__ = [
     "check_sites",
+    "columns_of",
     "constraint_of",
+    "is_frame",
+    "labels_of_sites",
     "split_sites",
     "support_spec",
     "transform_of",
@@ -168,7 +171,9 @@ def unconstrain_rows(
             # a memory map stays one
             return np.asanyarray(values), None
         site, rows = _unconstrain(None, values, supports[None])
-        return rows, None if site.support == REAL else (site,)
+        if site.support == REAL:
+            return np.asanyarray(values), None
+        return rows, (site,)
     unknown = sorted(set(supports) - set(values), key=str)
     if unknown:
         raise ValueError(
@@ -186,6 +191,48 @@ def unconstrain_rows(
     ]
     flat = [rows.reshape(len(rows), -1) for _, rows in pairs]
     return np.concatenate(flat, axis=1), tuple(site for site, _ in pairs)
+
+
+def is_frame(values: Any) -> bool:
+    """Whether this is a table of named columns (pandas, polars), not an array."""
+    return hasattr(values, "columns") and callable(getattr(values, "to_numpy", None))
+
+
+def columns_of(argument: str, frame: Any) -> dict[str, Any]:
+    """The columns of a table by name.
+
+    Raises:
+        ValueError: for two columns of one name.
+    """
+    names = [str(name) for name in frame.columns]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"`{argument}` must have one column for each name; got {twice} more than "
+            "once. Rename them."
+        )
+    return {str(name): _column(frame[name]) for name in frame.columns}
+
+
+def _column(column: Any) -> np.ndarray:
+    values = np.asarray(column)
+    if values.dtype == object and str(column.dtype).startswith("Float"):
+        # pandas' own type for what may be missing
+        values = np.asarray(column.to_numpy(dtype=float, na_value=np.nan))
+    return values
+
+
+def labels_of_sites(sites: tuple[SiteSpec, ...]) -> list[str]:
+    """What the coordinates of a row of these sites are called, in messages."""
+    labels = []
+    for site in sites:
+        shape = unconstrained_shape(site)
+        note = "" if site.support == REAL else " (unconstrained)"
+        name = "coordinate " if site.name is None else site.name
+        for index in np.ndindex(*shape):
+            place = str(list(index)) if index else ""
+            labels.append(f"{name}{place}{note}")
+    return labels
 
 
 def split_sites(sites: tuple[SiteSpec, ...], flat: jax.Array) -> dict[str, jax.Array]:

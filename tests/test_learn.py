@@ -6,6 +6,7 @@ import jax.random as jr
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pandas as pd
 import pytest
 from numpyro import handlers
 from numpyro.distributions import constraints
@@ -13,8 +14,10 @@ from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import potential_energy
 
 import numpyro_rtk as rtk
+from numpyro_rtk.bounds import seeming_bounds
 from numpyro_rtk.kernels.problem import ModelProblem
 from numpyro_rtk.sites import (
+    columns_of,
     constraint_of,
     split_sites,
     support_spec,
@@ -249,8 +252,15 @@ def test_arviz_posteriors_are_taken_too(yesterday):
     import arviz as az
 
     data = az.from_numpyro(yesterday)
-    with pytest.raises(ValueError, match="linear functions"):
-        rtk.fit(jr.key(1), data, **QUICK)
+    positive = {"tau": constraints.positive}
+    with pytest.raises(ValueError, match="linear functions.*mu, twice"):
+        rtk.fit(jr.key(1), data, support=positive, **QUICK)
+    # no support came with the file: a scale is not taken for a real number
+    message = r"got none for \['tau'\].*`support=\{'tau': constraints.positive\}`"
+    with pytest.raises(ValueError, match=message):
+        rtk.fit(jr.key(1), data, sites=["mu", "tau"], **QUICK)
+    real = {"tau": constraints.real}
+    rtk.fit(jr.key(1), data, sites=["mu", "tau"], support=real, **QUICK)
     model_, _ = rtk.fit(
         jr.key(1), data, sites=["tau"], support={"tau": constraints.positive}, **QUICK
     )
@@ -341,3 +351,81 @@ def test_learned_sites_of_an_array_are_refused():
         rtk.learned_sites("x", rtk.LearnedPrior(MIXTURE))
     with pytest.raises(TypeError, match="must be a LearnedPrior"):
         rtk.learned_sites("x", MIXTURE)
+
+
+BOUNDED = np.random.default_rng(0)
+POSITIVE = BOUNDED.lognormal(0.0, 0.5, size=400)
+SHARE = BOUNDED.beta(2.0, 3.0, size=400)
+REAL = BOUNDED.normal(size=400)
+
+
+@pytest.mark.parametrize(
+    ("value", "support"),
+    [
+        (POSITIVE, "positive"),
+        (np.stack([POSITIVE, SHARE], axis=1), "positive"),
+        (0.01 * POSITIVE, "positive"),
+        (SHARE, "unit_interval"),
+        (rows()["share"], "simplex"),
+        (np.append(BOUNDED.gamma(4.0, size=400), 300.0), "positive"),
+        (REAL, None),
+        (170.0 + 10.0 * REAL, None),  # heights: 17 standard deviations from 0
+        (POSITIVE[:40], None),  # one of 40 would have been negative: no evidence
+        (np.append(10.0 + REAL, 1e4), None),
+        (0.5 + 0.05 * REAL, None),
+        (-POSITIVE, None),
+        (np.log(POSITIVE), None),
+        (np.repeat([1.0, 2.0], 200), None),  # discrete: refused for that
+    ],
+)
+def test_bounds_that_draws_seem_to_have(value, support):
+    bound = seeming_bounds({"a": value}, {}).get("a")
+    assert (None if bound is None else bound.support) == support
+    assert seeming_bounds({"a": value}, {"a": constraints.real}) == {}
+
+
+def test_of_a_file_without_supports_a_near_bound_is_enough():
+    near = lambda value: set(seeming_bounds({"a": value}, {}, is_wary=True))
+    assert near(POSITIVE[:40]) == near(5.0 + np.clip(REAL, -3, 3)) == {"a"}
+    assert near(8.0 + REAL) == near(REAL) == near(10.0 * REAL) == set()
+
+
+def test_bounds_are_said_for_arrays_and_dicts():
+    with pytest.warns(UserWarning, match="tau is never negative in 400.*'tau': constr"):
+        rtk.fit(jr.key(0), {"mu": REAL, "tau": POSITIVE}, **QUICK)
+    with pytest.warns(UserWarning, match="`support=constraints.positive` or another"):
+        rtk.fit(jr.key(0), POSITIVE, **QUICK)
+    with pytest.warns(
+        UserWarning, match=r"at index \(1,\) never.*Pass a dict of arrays"
+    ):
+        rtk.fit(jr.key(0), np.stack([REAL, POSITIVE], axis=1), **QUICK)
+    with pytest.raises(ValueError, match="'share': constraints.simplex"):
+        rtk.fit(jr.key(0), {"share": rows()["share"]}, **QUICK)
+    with pytest.raises(ValueError, match="`support=constraints.simplex`"):
+        rtk.fit(jr.key(0), rows()["share"], **QUICK)
+
+
+def test_columns_of_a_table_are_sites():
+    frame = pd.DataFrame({"mu": REAL, "tau": POSITIVE, "kind": ["a", "b"] * 200})
+    frame["cut"] = frame["mu"] > 0
+    frame["count"] = np.arange(400)
+    frame["class"] = frame["kind"].astype("category")
+    frame["nullable"] = frame["mu"].astype("Float64")
+    support = {"tau": constraints.positive}
+    message = r"got \{'kind': .*'cut': 'bool', 'count': 'int64', 'class': .*Leave these"
+    with pytest.raises(TypeError, match=message):
+        rtk.fit(jr.key(0), frame, support=support, **QUICK)
+    options = {"sites": ["mu", "tau"], "support": support, **QUICK}
+    model_, _ = rtk.fit(jr.key(0), frame, **options)
+    assert [site.name for site in model_.sites] == ["mu", "tau"]
+    np.testing.assert_array_equal(columns_of("samples", frame)["nullable"], REAL)
+    frame.columns = ["mu", "mu", *frame.columns[2:]]
+    with pytest.raises(ValueError, match=r"one column for each name; got \['mu'\]"):
+        rtk.fit(jr.key(0), frame, **options)
+
+
+def test_integers_do_not_become_floating_in_a_dict():
+    samples = {"a": REAL, "k": np.arange(400)}
+    with pytest.raises(TypeError, match=r"got \{'k': 'int64'\}: discrete"):
+        rtk.fit(jr.key(0), samples, **QUICK)
+    rtk.fit(jr.key(0), samples, sites=["a"], **QUICK)

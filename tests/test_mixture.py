@@ -128,3 +128,29 @@ REFUSED = [
 def test_refusals(weights, means, covariances, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(weights, means, covariances)
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_a_scale_that_is_not_resolved_is_said(standardise):
+    build = lambda offset, sd: GaussianMixture(
+        [0.5, 0.5],
+        [[0.0, 1.0], [0.0, offset]],
+        [np.eye(2), np.diag([1.0, sd**2])],
+        standardise=standardise,
+    )
+    message = r"`means` must have a scale that float32.*index \(1, 1\)"
+    with pytest.raises(ValueError, match=message + ".*0.16 of them.*jax_enable_x64"):
+        build(1e6, 0.01)
+    with pytest.warns(UserWarning, match=message):
+        build(1e4, 0.1)
+    build(1e4, 10.0)  # 10,240 numbers in a standard deviation
+
+
+def test_in_double_precision_it_is_resolved(x64):
+    far = GaussianMixture([1.0], [[1e6]], [[[1e-4]]], standardise=True)
+    draws = np.asarray(far.sample(jax.random.key(0), (2000,)))
+    # standard error of a standard deviation from 2,000 draws: 1.6 %
+    np.testing.assert_allclose(draws.std(), 0.01, rtol=0.08)
+    np.testing.assert_allclose(
+        far.log_density(jnp.array([1e6]), 0.0), 3.68623, rtol=1e-4
+    )

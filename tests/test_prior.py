@@ -245,3 +245,21 @@ def test_score_only_prior_can_be_drawn_from():
 
 def test_the_two_halves_make_the_density_again():
     assert eqx.tree_equal(PRIOR.density, MIXTURE)
+
+
+def test_a_density_whose_scale_is_not_resolved_is_refused():
+    class Far:
+        event_shape = (2,)
+        scale = np.array([1.0, 0.01])
+
+        def __init__(self, offset):
+            self.loc = np.array([0.0, offset])
+
+        def score(self, x, t):
+            return -x
+
+    with pytest.raises(ValueError, match=r"`density` must have a scale.*index \(1,\)"):
+        rtk.LearnedPrior(Far(1e6))
+    with pytest.warns(UserWarning, match="`density` must have a scale.*holds 81.9 of"):
+        rtk.LearnedPrior(Far(2e3))
+    rtk.LearnedPrior(Far(10.0))

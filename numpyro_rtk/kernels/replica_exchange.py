@@ -165,7 +165,8 @@ class RTKReplicaExchange(PathKernel):
         num_inner_steps: inner steps on the reverse kernel in each exchange.
         exchange: ``"best"``: on each edge what warm-up found to pass more often of
             ``"rtk"``, the reverse transition kernel, and ``"swap"``, a plain swap.
-        ladder: first levels, see :class:`RTKMALA`; warm-up moves them.
+        ladder: first levels, as for :class:`RTKMALA` but ``"log_snr"`` by default with
+            ``score`` too; warm-up moves them.
         adapt_ladder: whether warm-up moves the levels.
         step_size: of the local moves; None adapts one per level.
         target_accept_prob: aim of that adaptation.

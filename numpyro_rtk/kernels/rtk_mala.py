@@ -51,8 +51,9 @@ class RTKMALA(AnnealedKernel):
             None adapts one per segment in warm-up.
         target_accept_prob: aim of that adaptation; None is .94 after the multistep
             predictor, else .8.
-        ladder: ``"angle"`` (default), ``"log_snr"``, ``"uniform"``, a function of the
-            number of segments, or the times themselves, ``(K + 1,)`` from 0 up.
+        ladder: ``"log_snr"`` (default with ``model``), ``"angle"`` (default with
+            ``score``), ``"uniform"``, a function of the number of segments, or the times
+            themselves, ``(K + 1,)`` from 0 up.
         corrected: see above; None is True with ``model`` and False with ``score``.
         num_candidates: P, fresh runs per corrected draw.
         acceptance: ``"energy"`` (exact), or from scores alone ``"simpson"``,

@@ -161,14 +161,15 @@ def check_variation(
         size: its largest absolute value.
         name: what the samples are called.
     """
-    constant = spread <= 1e-6 * size  # beyond the resolution of float32
+    dtype = jnp.result_type(float)
+    constant = spread <= 8.0 * float(jnp.finfo(dtype).eps) * size
     if np.any(constant):
         where = [tuple(int(i) for i in index) for index in np.argwhere(constant)]
         shown = ", ".join(str(index) for index in where[:8])
         more = f" and {len(where) - 8} more" if len(where) > 8 else ""
         raise ValueError(
             f"{name} must vary in every coordinate; got {len(where)} constant "
-            f"(or constant up to float32 rounding) at index {shown}{more}. A density "
+            f"(or constant up to {dtype} rounding) at index {shown}{more}. A density "
             "does not exist there: drop these coordinates, subtract a large offset, or "
             "add noise (dequantisation)."
         )

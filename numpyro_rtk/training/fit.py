@@ -15,7 +15,12 @@ import jax.random as jr
 import numpy as np
 from tqdm import tqdm
 
-from numpyro_rtk._checks import check_fraction, check_positive, check_positive_int
+from numpyro_rtk._checks import (
+    check_fraction,
+    check_positive,
+    check_positive_int,
+    check_resolution,
+)
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
@@ -36,6 +41,7 @@ from numpyro_rtk.training.loop import (
 )
 from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
 from numpyro_rtk.training.mixture import Mixture
+from numpyro_rtk.training.no_density import find_doubts, labels_of
 from numpyro_rtk.training.rows import AbstractRows, flat, open_rows
 from numpyro_rtk.training.subspaces import Product
 
@@ -67,11 +73,13 @@ def fit(
     on_host: bool | None = None,
     devices: Any = None,
     progress_bar: bool = True,
+    labels: list[str] | None = None,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Learn a density, at every noise level, from real numbers in one array or stream.
 
     ``rtk.fit`` is this function with named and constrained samples before it; the
-    arguments, what is returned and what is raised are described there.
+    arguments, what is returned and what is raised are described there. ``labels`` are
+    what messages call the coordinates of a row; None: by their index.
     """
     start = time.perf_counter()
     key = check_key(key)
@@ -97,6 +105,7 @@ def fit(
     _check_network(network, rows.event_shape, rows.condition_shape)
 
     model = _build_model(network, rows, standardise, noise_range)
+    _check_rows(rows, model, labels)
     loss_fn = (
         dual_score_matching
         if isinstance(model, EnergyModel)
@@ -221,6 +230,24 @@ def _fingerprint(
     }
 
 
+def _check_rows(
+    rows: AbstractRows, model: EnergyModel | ScoreModel, labels: list[str] | None
+) -> None:
+    """Raise where the rows have no density, warn where that is likely.
+
+    A score alone claims no density: for it, it is a warning.
+    """
+    spread = np.sqrt(rows.moments.variance)
+    check_resolution("samples", rows.moments.mean, spread, model.loc.dtype)
+    noise = model.noise_range[0] * np.asarray(model.scale, float).reshape(-1)
+    names = labels_of(rows.event_shape) if labels is None else labels
+    for found, remedy, is_severe in find_doubts(rows.look(), noise, names):
+        message = f"`samples` must have a density; got {found}. {remedy}."
+        if is_severe and isinstance(model, EnergyModel):
+            raise ValueError(message)
+        warnings.warn(message, UserWarning, stacklevel=4)
+
+
 def _build_model(
     network: AbstractEnergyNetwork | AbstractScoreNetwork,
     rows: AbstractRows,
@@ -232,8 +259,9 @@ def _build_model(
     parts = {
         "base": base,
         "conditioning": rows.conditioning,
-        "loc": jnp.asarray(loc, jnp.float32),
-        "scale": jnp.asarray(scale, jnp.float32),
+        # in double precision where that is on: `x - loc` must keep what `x` holds
+        "loc": jnp.asarray(loc, float),
+        "scale": jnp.asarray(scale, float),
         "noise_range": (float(noise_range[0]), float(noise_range[1])),
     }
     if isinstance(network, AbstractEnergyNetwork):
@@ -371,12 +399,22 @@ def _check_network(
             f"got one for {network.event_shape}."
         )
     theirs = getattr(network, "condition_shape", None)
-    if theirs != condition_shape:
-        raise ValueError(
-            f"`network` must be made for a condition of shape {condition_shape}, that "
-            f"of `condition`; got one for {theirs}. Build it with "
-            f"`condition_shape={condition_shape}`."
+    if theirs == condition_shape:
+        return
+    if not hasattr(network, "condition_shape"):
+        mlp = "EnergyMLP" if isinstance(network, AbstractEnergyNetwork) else "ScoreMLP"
+        remedy = (
+            f"{type(network).__name__} takes none: use `{mlp}({event_shape}, "
+            f"condition_shape={condition_shape}, key=...)`"
         )
+    elif condition_shape is None:
+        remedy = "Build it without `condition_shape`, or pass `condition=`"
+    else:
+        remedy = f"Build it with `condition_shape={condition_shape}`"
+    raise ValueError(
+        f"`network` must be made for a condition of shape {condition_shape}, that of "
+        f"`condition`; got one for {theirs}. {remedy}."
+    )
 
 
 def _check_options(

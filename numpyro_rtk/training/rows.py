@@ -37,6 +37,7 @@ from numpyro_rtk.training.data import (
     split_rows,
 )
 from numpyro_rtk.training.loop import Minibatches, Resident, draw_rows
+from numpyro_rtk.training.no_density import stretches
 
 __all__ = ["NUM_HEAD", "AbstractRows", "flat", "is_stream", "open_rows"]
 
@@ -122,6 +123,16 @@ class AbstractRows(ABC):
         """Of one row's condition; None where there is none."""
         return None if self.condition is None else self.condition.shape[1:]
 
+    @property
+    def moments(self) -> Moments:
+        """Of the rows, on their own scale."""
+        return self._moments
+
+    def look(self) -> np.ndarray:
+        """Some thousand rows from all over, in their order, flat; all, if they are few."""
+        dim = math.prod(self.event_shape)
+        return flat(self._gather(stretches(self._moments.num, dim)))
+
     def standardise(
         self, mode: str | None, exchangeable: bool = False
     ) -> tuple[np.ndarray, np.ndarray, GaussianBase]:
@@ -175,6 +186,10 @@ class AbstractRows(ABC):
         """
 
     @abstractmethod
+    def _gather(self, index: np.ndarray) -> np.ndarray:
+        """These of the rows that the moments are of."""
+
+    @abstractmethod
     def _chunks(self) -> Iterable[np.ndarray]:
         """The rows that the moments are of, ``(m, *event_shape)`` in float64."""
 
@@ -224,6 +239,9 @@ class DeviceRows(AbstractRows):
 
     def lots(self, key, first_step, num_steps, batch_size, place):
         yield Resident(self._train), num_steps
+
+    def _gather(self, index):
+        return self._samples[index]
 
     def _chunks(self):
         return [self._samples]
@@ -392,6 +410,9 @@ class StreamRows(AbstractRows):
             keep = np.ones(len(chunk), bool)
             keep[: len(held_out)] = ~held_out
             yield chunk[keep] if held_out.any() else chunk
+
+    def _gather(self, index):
+        return self._first[index]
 
     def _chunks(self):
         return [self._first]

@@ -158,8 +158,31 @@ def test_refused_networks():
     message = r"condition of shape \(\).*got one for \(3,\).*`condition_shape=\(\)`"
     with pytest.raises(ValueError, match=message):
         rtk.fit(jr.key(0), X[:60], condition=C[:60], network=network, **QUICK)
-    with pytest.raises(ValueError, match="condition of shape None.*one for .3,."):
+    message = "condition of shape None.*one for .3,.*without `condition_shape`"
+    with pytest.raises(ValueError, match=message):
         rtk.fit(jr.key(0), X[:60], network=network, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [(rtk.EnergyUNet, rtk.EnergyMLP), (rtk.ScoreUNet, rtk.ScoreMLP)],
+)
+def test_networks_that_take_no_condition(kind, instead):
+    """The advice is one that can be followed."""
+    images = np.random.default_rng(0).normal(size=(60, 4, 4))
+    network = kind((4, 4), channels=4, key=jr.key(0))
+    advice = f"{kind.__name__} takes none: use `{instead.__name__}"
+    with pytest.raises(ValueError, match=advice) as raised:
+        rtk.fit(jr.key(0), images, condition=C[:60], network=network, **QUICK)
+    written = str(raised.value).split("`")[-2].replace("...", "jr.key(0)")
+    network = eval(written, {instead.__name__: instead, "jr": jr})
+    rtk.fit(
+        jr.key(0),
+        images,
+        condition=C[:60],
+        network=network,
+        **{**QUICK, "num_steps": 1},
+    )
 
 
 def test_whole_numbers_and_booleans_are_conditions():
