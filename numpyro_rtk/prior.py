@@ -184,11 +184,12 @@ class LearnedPrior(dist.Distribution):
         For the steps of a ``scan``, which may differ in everything that is an array.
         """
         stack, (own, _) = self._stack, self._condition_shapes()
+        size = math.prod(batch)
 
         def spread(leaf, rank, axes):
             tail = jnp.shape(leaf)[rank:]
             leaf = jnp.reshape(leaf, (*jnp.shape(leaf)[:rank], *axes, *tail))
-            return jnp.broadcast_to(leaf, (*batch, *tail)).reshape((-1, *tail))
+            return jnp.broadcast_to(leaf, (*batch, *tail)).reshape((size, *tail))
 
         new = copy.copy(self)
         ones = (1,) * len(own)
@@ -197,7 +198,7 @@ class LearnedPrior(dist.Distribution):
             new._condition = spread(self._condition, len(stack) + len(own), ())
         leaves = jax.tree.leaves((new._arrays, new._condition))
         new._ranks = tuple(jnp.ndim(leaf) - 1 for leaf in leaves)
-        new._batch_shape = (math.prod(batch),)
+        new._batch_shape = (size,)
         return new
 
     @property

@@ -657,10 +657,15 @@ def _reached_by_scan(params: dict, inputs: list[bool]) -> list[bool]:
 
 
 def _is_plain(site: dict) -> bool:
+    """Whether NumPyro's count of the site is the base's; of a scan it is left to NumPyro.
+
+    There the order of the values need not be that of the priors (``reverse=True``).
+    """
     fn = site["fn"]
     while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
-    return isinstance(fn, LearnedPrior) and site["scale"] is None
+    is_alone = isinstance(fn, LearnedPrior) and site["scale"] is None
+    return is_alone and "_control_flow_done" not in site
 
 
 def _depends_on_values(support: Any) -> bool:

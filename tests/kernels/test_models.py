@@ -32,14 +32,17 @@ def bind(row: Row, **options):
     return problem, problem.bind(row.args, row.kwargs, loc, scale)
 
 
-def numpyro_potential(row: Row):
-    """NumPyro's own: what ``initialize_model`` gives NUTS, without its search."""
+def prepared(row: Row):
+    """The model as ``initialize_model`` prepares it for NUTS, without its search."""
     seeded = handlers.substitute(
-        handlers.seed(row.model, jr.key(0)),
-        substitute_fn=initialization.init_to_uniform,
+        handlers.seed(row.model, jr.key(0)), substitute_fn=initialization.init_to_uniform
     )
     trace = handlers.trace(seeded).get_trace(*row.args, **row.kwargs)
-    model = util._prepare_model_for_potential(row.model, trace, enum=False)
+    return util._prepare_model_for_potential(row.model, trace, enum=False)
+
+
+def numpyro_potential(row: Row):
+    model = prepared(row)
     return lambda z: util.potential_energy(model, row.args, row.kwargs, z)
 
 
