@@ -489,7 +489,7 @@ class ModelProblem(Problem):
             prior = learned_prior(site)
             if prior is None or site["value"] is not None:
                 return _anywhere(site)
-            centre = paths.loc_and_scale(prior.density)[0]
+            centre = paths.loc_and_scale(prior.first.density)[0]
             transform = biject_to(site["fn"].support)
             shape = site["kwargs"]["sample_shape"] + site["fn"].shape()
             shape = transform.inverse_shape(shape)
