@@ -15,6 +15,7 @@ from numpyro_rtk.kernels.rtk_mala import RTKMALA as RTKMALA
 from numpyro_rtk.kernels.rtk_uld import RTKULD as RTKULD
 from numpyro_rtk.learn import fit as fit
 from numpyro_rtk.mixture import GaussianMixture as GaussianMixture
+from numpyro_rtk.named import learned_sites as learned_sites
 from numpyro_rtk.networks.energy_mlp import EnergyMLP as EnergyMLP
 from numpyro_rtk.networks.energy_set import EnergySet as EnergySet
 from numpyro_rtk.networks.energy_unet import EnergyUNet as EnergyUNet
@@ -24,8 +25,5 @@ from numpyro_rtk.networks.model import (
 )
 from numpyro_rtk.networks.score_mlp import ScoreMLP as ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet as ScoreUNet
-from numpyro_rtk.prior import (
-    LearnedPrior as LearnedPrior,
-    learned_sites as learned_sites,
-)
+from numpyro_rtk.prior import LearnedPrior as LearnedPrior
 from numpyro_rtk.report import diagnose as diagnose, log_evidence as log_evidence

@@ -11,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
-from numpyro.primitives import Messenger
 from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
@@ -26,9 +24,9 @@ from numpyro_rtk.core.multistep import Multistep
 from numpyro_rtk.networks.condition import as_condition, check_bound
 from numpyro_rtk.networks.site import REAL
 from numpyro_rtk.noise import angle_ladder
-from numpyro_rtk.sites import constraint_of, split_sites, support_spec
+from numpyro_rtk.sites import constraint_of, support_spec
 
-__all__ = ["LearnedPrior", "check_density", "learned_sites"]
+__all__ = ["LearnedPrior", "check_density"]
 
 # What `sample` runs: the unconditional default of RTKMALA without its adaptation.
 _NUM_SEGMENTS = 13
@@ -188,11 +186,12 @@ class LearnedPrior(dist.Distribution):
         For the steps of a ``scan``, which may differ in everything that is an array.
         """
         stack, (own, _) = self._stack, self._condition_shapes()
+        size = math.prod(batch)
 
         def spread(leaf, rank, axes):
             tail = jnp.shape(leaf)[rank:]
             leaf = jnp.reshape(leaf, (*jnp.shape(leaf)[:rank], *axes, *tail))
-            return jnp.broadcast_to(leaf, (*batch, *tail)).reshape((-1, *tail))
+            return jnp.broadcast_to(leaf, (*batch, *tail)).reshape((size, *tail))
 
         new = copy.copy(self)
         ones = (1,) * len(own)
@@ -201,7 +200,7 @@ class LearnedPrior(dist.Distribution):
             new._condition = spread(self._condition, len(stack) + len(own), ())
         leaves = jax.tree.leaves((new._arrays, new._condition))
         new._ranks = tuple(jnp.ndim(leaf) - 1 for leaf in leaves)
-        new._batch_shape = (math.prod(batch),)
+        new._batch_shape = (size,)
         return new
 
     @property
@@ -434,64 +433,3 @@ def _support_of(density: Any, support: Any) -> tuple[Any, ...] | None:
             )
         given = own
     return None if given == REAL else given
-
-
-def learned_sites(name: str, prior: LearnedPrior) -> dict[str, jax.Array]:
-    """All sites of a prior that was learned of several, inside a model, by name.
-
-    >>> model_, _ = rtk.fit(key, yesterday)                      # doctest: +SKIP
-    >>> sites = rtk.learned_sites("prior", rtk.LearnedPrior(model_))   # doctest: +SKIP
-    >>> mu, tau = sites["mu"], sites["tau"]                      # doctest: +SKIP
-
-    One latent site ``name`` holds the unconstrained vector that the joint density is of;
-    every named site is recorded as a deterministic one, constrained. ``rtk.fit`` on the
-    finished run takes the named sites, with the supports that they have here: a posterior
-    is handed on day after day by the same two lines.
-
-    Args:
-        name: of the latent site.
-        prior: of a model that ``rtk.fit`` learned from a dict, an ``MCMC`` object,
-            InferenceData or a DataTree.
-
-    Returns:
-        Constrained value of each site.
-
-    Raises:
-        TypeError: when ``prior`` is not a ``LearnedPrior``.
-        ValueError: when it was learned of one unnamed array.
-    """
-    if not isinstance(prior, LearnedPrior):
-        raise TypeError(
-            f"`prior` must be a LearnedPrior; got {type(prior).__name__}. Write "
-            "`rtk.LearnedPrior(model_)`."
-        )
-    sites = getattr(prior.density, "sites", None)
-    if sites is None or sites[0].name is None:
-        raise ValueError(
-            "`prior` must be learned of named sites (`rtk.fit` on a dict); got one of an "
-            f'array. Write `numpyro.sample("{name}", prior)`.'
-        )
-    with _Mark(name, {"learned_vector": name}):
-        vector = jnp.asarray(numpyro.sample(name, prior))
-    values = split_sites(sites, vector)
-    for site in sites:
-        with _Mark(site.name, {"part_of": name, "support": site.support}):
-            value = numpyro.deterministic(str(site.name), values[str(site.name)])
-        values[str(site.name)] = jnp.asarray(value)
-    return values
-
-
-class _Mark(Messenger):
-    """Writes on one site what ``rtk.fit`` reads when the posterior is handed on.
-
-    On the site itself, which handlers further out may rename (``handlers.scope``).
-    """
-
-    def __init__(self, name: str | None, notes: dict[str, Any]):
-        super().__init__()
-        self.name, self.notes = name, notes
-
-    def process_message(self, msg: Any) -> None:
-        """Mark the site, not those that handlers add in passing."""
-        if msg.get("name") == self.name:
-            msg["rtk"] = tuple(self.notes.items())

@@ -14,11 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
-import numpyro.distributions as dist
-from jax.extend.core import Literal
 from numpyro import handlers
-from numpyro.distributions import biject_to, constraints
+from numpyro.distributions import biject_to
 from numpyro.infer.initialization import init_to_sample, init_to_uniform
 from numpyro.infer.util import (
     _unconstrain_reparam,
@@ -27,11 +24,22 @@ from numpyro.infer.util import (
     potential_energy,
     transform_fn,
 )
-from numpyro.primitives import Messenger
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import Path, log_reference
-from numpyro_rtk.mixture import GaussianMixture
+from numpyro_rtk.kernels.dependence import depends_on
+from numpyro_rtk.kernels.messages import (
+    FixedKey,
+    depends_on_values,
+    has_prior,
+    is_plain,
+    learned_prior,
+    prior_of,
+    randomness_message,
+    refuse_what_cannot_move,
+    subsampled_plates,
+    uses_network,
+)
 from numpyro_rtk.prior import LearnedPrior, check_density
 
 __all__ = ["Bound", "ModelProblem", "Problem", "ScoreProblem"]
@@ -123,7 +131,7 @@ class ScoreProblem(Problem):
         self.event_shape = tuple(density.event_shape)
         self.dim = math.prod(self.event_shape)
         self.has_energy = paths.has_energy(density)
-        self.uses_network = _uses_network(density)
+        self.uses_network = uses_network(density)
 
     def flat(self, values: Any) -> jax.Array:
         """The array in one row."""
@@ -232,21 +240,21 @@ class ModelProblem(Problem):
             for name, site in trace.items()
             if site["type"] == "sample" and not site["is_observed"]
         }
-        _refuse_what_cannot_move(latent)
+        refuse_what_cannot_move(latent)
         learned = {
             n: site
             for n, site in latent.items()
-            if _learned_prior(site) is not None and n not in self.demoted
+            if learned_prior(site) is not None and n not in self.demoted
         }
-        priors = [_prior_of(site) for site in learned.values()]
+        priors = [prior_of(site) for site in learned.values()]
         self.has_energy = all(prior.has_energy for prior in priors)
-        self.uses_network = any(_uses_network(prior.density) for prior in priors)
+        self.uses_network = any(uses_network(prior.density) for prior in priors)
         sites, transforms, dynamic = {}, {}, False
         for name, site in latent.items():
             support = site["fn"].support
-            with helpful_support_errors(site, raise_warnings=True):
+            with helpful_support_errors(site):
                 transforms[name] = biject_to(support)
-            dynamic |= _depends_on_values(support)
+            dynamic |= depends_on_values(support)
             shape = transforms[name].inverse_shape(jnp.shape(site["value"]))
             sites[name] = _Site(name, tuple(shape))
         self.learned = tuple(sites[name] for name in learned)
@@ -258,11 +266,11 @@ class ModelProblem(Problem):
         )
         types = {site["type"] for site in trace.values()}
         self.has_params = not types.isdisjoint({"param", "mutable"})
-        self.subsampled = _subsampled_plates(trace)
+        self.subsampled = subsampled_plates(trace)
         self.in_control_flow = {n for n in learned if "_control_flow_done" in trace[n]}
         self.num_ordinary = sum(site.size for site in self.ordinary)
         proper = [
-            np.full(site.size, _has_prior(latent[site.name]["fn"]))
+            np.full(site.size, has_prior(latent[site.name]["fn"]))
             for site in self.ordinary
         ]
         self.has_prior = np.concatenate([*proper, np.zeros(0, bool)])
@@ -280,7 +288,7 @@ class ModelProblem(Problem):
             raise
         except Exception as error:
             # it ran with a seed, so that the seed is what is missing
-            raise ValueError(_randomness_message(self.subsampled, error)) from error
+            raise ValueError(randomness_message(self.subsampled, error)) from error
 
     def _find_coupling(self, key: jax.Array, args: tuple, kwargs: dict) -> bool:
         """Whether some learned prior depends on other latent sites."""
@@ -297,12 +305,12 @@ class ModelProblem(Problem):
             ):
                 block = jnp.zeros((part.copies, part.dim))
                 laws.append(part.at(block, jnp.ones(())))
-                if not _is_plain(message) and self.has_energy:
+                if not is_plain(message) and self.has_energy:
                     fixed = biject_to(message["fn"].support)(jnp.zeros(site.shape))
                     laws.append((message["scale"], message["fn"].log_prob(fixed)))
             return processes, laws
 
-        processes, laws = _depends_on(priors, jnp.zeros(self.dim))
+        processes, laws = depends_on(priors, jnp.zeros(self.dim))
         names = [site.name for site in self.learned]
         moving = {name for name in names if any(processes[name])}
         if moving and moving <= self.in_control_flow:
@@ -329,7 +337,7 @@ class ModelProblem(Problem):
         """The learned priors of a trace, in the order of the position."""
         parts = []
         for site in self.learned:
-            prior = _prior_of(trace[site.name])
+            prior = prior_of(trace[site.name])
             event_size = math.prod(prior.first.density.event_shape)
             copies = site.size // event_size
             if prior.is_stacked:
@@ -412,7 +420,7 @@ class ModelProblem(Problem):
         trace = self._trace(jr.key(0), args, kwargs)
         shares = []
         for site in self.learned:
-            prior = _prior_of(trace[site.name])
+            prior = prior_of(trace[site.name])
             density = prior.density
             if prior.condition is not None or not hasattr(density, "sample_base"):
                 continue
@@ -503,16 +511,16 @@ class ModelProblem(Problem):
         the model asks for (``numpyro.prng_key``) is always the same.
         """
         if not self.has_params:
-            return _FixedKey(self.model)
+            return FixedKey(self.model)
         seeded = handlers.seed(self.model, rng_seed=0)
-        model = handlers.substitute(seeded, substitute_fn=init_to_uniform)
+        model = handlers.substitute(seeded, substitute_fn=_anywhere)
         trace = handlers.trace(model).get_trace(*args, **kwargs)
         values = {
             name: site["value"]
             for name, site in trace.items()
             if site["type"] in ("param", "mutable")
         }
-        return _FixedKey(handlers.substitute(self.model, data=values))
+        return FixedKey(handlers.substitute(self.model, data=values))
 
     def _trace(
         self,
@@ -537,12 +545,10 @@ class ModelProblem(Problem):
                 return values[name]
             if draw and name in ordinary:
                 return init_to_sample(site)
-            if site["value"] is not None:
-                return site["value"]  # given by a handler inside the model
-            prior = _learned_prior(site)
-            if prior is None:
-                return init_to_uniform(site)
-            centre = paths.loc_and_scale(prior.density)[0]
+            prior = learned_prior(site)
+            if prior is None or site["value"] is not None:
+                return _anywhere(site)
+            centre = paths.loc_and_scale(prior.first.density)[0]
             transform = biject_to(site["fn"].support)
             shape = site["kwargs"]["sample_shape"] + site["fn"].shape()
             shape = transform.inverse_shape(shape)
@@ -579,7 +585,7 @@ class ModelProblem(Problem):
         """
         plain = {}
         for site in self.learned:
-            if _is_plain(trace[site.name]):
+            if is_plain(trace[site.name]):
                 transform = biject_to(trace[site.name]["fn"].support)
                 plain[site.name] = transform(values[site.name])
         free = {name: values[name] for name in values if name not in plain}
@@ -597,29 +603,6 @@ class ModelProblem(Problem):
         return value
 
 
-class _FixedKey(Messenger):
-    """Gives the same key wherever a model asks for one, as NumPyro's samplers do."""
-
-    def process_message(self, msg: Any) -> None:
-        """Before a seed further out would."""
-        if msg["type"] == "prng_key" and msg["value"] is None:
-            msg["value"] = jr.key(0)
-
-
-def _learned_prior(site: dict) -> LearnedPrior | None:
-    """The learned prior inside expand, to_event and mask; None for other sites."""
-    fn = site["fn"]
-    wrappers = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
-    while isinstance(fn, wrappers):
-        fn = fn.base_dist
-    return fn if isinstance(fn, LearnedPrior) else None
-
-
-def _uses_network(density: Any) -> bool:
-    """Whether it may be wrong at some noise level: all but mixtures, and bases alone."""
-    return getattr(density, "uses_network", not isinstance(density, GaussianMixture))
-
-
 def _indexed(name: str, shape: tuple[int, ...]) -> list[str]:
     """``x`` of a scalar, else ``x[0]``, ``x[0,1]``."""
     if not shape:
@@ -627,46 +610,14 @@ def _indexed(name: str, shape: tuple[int, ...]) -> list[str]:
     return [f"{name}[{','.join(map(str, i))}]" for i in np.ndindex(*shape)]
 
 
-def _has_prior(fn: Any) -> bool:
-    """Whether the site's prior can be drawn from."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return not isinstance(fn, dist.ImproperUniform)
-
-
-def _subsampled_plates(trace: dict) -> list[str]:
-    """Plates that would draw a batch of their rows."""
-    plates = {n: site["args"] for n, site in trace.items() if site["type"] == "plate"}
-    return [n for n, (size, batch) in plates.items() if batch not in (None, size)]
-
-
-def _randomness_message(subsampled: list[str], error: Exception) -> str:
-    start = "`model` must draw nothing at random but its latent sites; got "
-    if subsampled:
-        return (
-            f"{start}the plates {subsampled} with `subsample_size`: a batch drawn once "
-            "and scaled up gives another posterior, one drawn anew each time none. Use "
-            "all rows (no `subsample_size`), or choose the batch yourself and approve "
-            "of that: `handlers.substitute(model, data={"
-            f"{subsampled[0]!r}: indices}})`. `numpyro.infer.HMCECS` is made for batches."
-        )
-    return (
-        f"{start}an error where the model runs without a random seed, as it does in NUTS: "
-        f"{type(error).__name__}: {error}. Is a site hidden (`handlers.block`), or drawn "
-        "inside a likelihood? Draw before, and pass what was drawn as an argument."
-    )
-
-
-def _prior_of(site: dict) -> LearnedPrior:
-    """The prior of a site that is known to be learned."""
-    prior = _learned_prior(site)
-    assert prior is not None
-    return prior
+def _anywhere(site: dict) -> Any:
+    """A value in the support: what a handler inside the model gives, else at random."""
+    return init_to_uniform(site) if site.get("value") is None else site["value"]
 
 
 def _process(message: dict, site: _Site) -> tuple[jax.Array, jax.Array]:
     """Centre and scale of the noise process of a learned site, of its shape."""
-    prior = _prior_of(message)
+    prior = prior_of(message)
     if not prior.is_stacked:
         loc, scale = paths.loc_and_scale(prior.density)
         return jnp.broadcast_to(loc, site.shape), jnp.broadcast_to(scale, site.shape)
@@ -688,72 +639,3 @@ def _at_condition(density: Any, with_score: bool, z, t, condition) -> paths.Eval
     """A density p(x | c) at one standardised position and one condition."""
     given = density.given(condition)
     return paths.standardised(given, process=density, with_score=with_score)(z, t)
-
-
-def _depends_on(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
-    """Which outputs depend on the argument: a tree of booleans; where in doubt, True.
-
-    By what is computed from what: a derivative would miss a step or a rounding.
-    """
-    closed, outputs = jax.make_jaxpr(function, return_shape=True)(x)
-    flags = _reached(closed.jaxpr, [True] * len(closed.jaxpr.invars))
-    return jax.tree.unflatten(jax.tree.structure(outputs), flags)
-
-
-def _reached(jaxpr: Any, inputs: list[bool]) -> list[bool]:
-    """Which outputs of a program depend on these of its inputs."""
-    reached = {v for v, flag in zip(jaxpr.invars, inputs, strict=True) if flag}
-    is_reached = lambda v: not isinstance(v, Literal) and v in reached
-    for equation in jaxpr.eqns:
-        flags = [is_reached(v) for v in equation.invars]
-        if equation.primitive.name == "scan":
-            flags = _reached_by_scan(equation.params, flags)
-        else:
-            flags = [any(flags)] * len(equation.outvars)
-        reached.update(
-            v for v, flag in zip(equation.outvars, flags, strict=True) if flag
-        )
-    return [is_reached(v) for v in jaxpr.outvars]
-
-
-def _reached_by_scan(params: dict, inputs: list[bool]) -> list[bool]:
-    """The same of ``lax.scan``, whose outputs may be constants that a step passes on."""
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-    while True:
-        outputs = _reached(params["jaxpr"].jaxpr, inputs)
-        carry = [a or b for a, b in zip(inputs[first:last], outputs, strict=False)]
-        if carry == inputs[first:last]:
-            return outputs
-        inputs = [*inputs[:first], *carry, *inputs[last:]]
-
-
-def _is_plain(site: dict) -> bool:
-    fn = site["fn"]
-    while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return isinstance(fn, LearnedPrior) and site["scale"] is None
-
-
-def _depends_on_values(support: Any) -> bool:
-    """Whether the support has bounds that are arrays, hence perhaps other sites'."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    leaves = jax.tree.leaves(support)
-    return not all(isinstance(leaf, int | float | np.number) for leaf in leaves)
-
-
-def _refuse_what_cannot_move(latent: dict) -> None:
-    for name, site in latent.items():
-        if isinstance(site["fn"], dist.Delta):
-            raise ValueError(  # noqa: TRY004  what is wrong is the model, not a type
-                f"Site {name!r} has a Delta distribution; use `numpyro.deterministic`."
-            )
-        if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"Latent site {name!r} is discrete, and these kernels move continuous "
-                "sites only. Sum it out (for example `dist.MixtureSameFamily`), or give "
-                "it a block of its own: `numpyro.infer.Gibbs([(RTKMALA(model), [...]), "
-                "(DiscreteGibbs(model), discrete_latent_sites)])`."
-            )
-    if not latent:
-        raise ValueError("`model` must have at least one latent site; got none.")

@@ -254,6 +254,24 @@ def learned_sites_by_name(y):
     observe(jnp.log(values["tau"]) * values["mu"], y)
 
 
+@same(Y)
+def learned_sites_in_a_plate(y):
+    with numpyro.plate("n", 3):
+        values = rtk.learned_sites("p", NAMED)
+    observe(jnp.log(values["tau"]) * values["mu"], y)
+
+
+@same(ROW)
+def learned_sites_in_scan(y):
+    def step(level, y_t):
+        values = rtk.learned_sites("p", NAMED)
+        level = level + values["mu"]
+        numpyro.sample("y", dist.Normal(level, values["tau"]), obs=y_t)
+        return level, values["tau"]
+
+    scan(step, 0.0, y)
+
+
 NAMED = rtk.LearnedPrior(
     rtk.fit(
         jr.key(0),
@@ -363,6 +381,16 @@ def scan_under_a_carried_condition(y):
         return 0.5 * x[0], None
 
     scan(step, numpyro.sample("c", dist.Normal()), y)
+
+
+@same(ROW)
+def reverse_scan_under_conditions_that_are_data(y):
+    def step(level, y_t):
+        x = numpyro.sample("x", rtk.LearnedPrior(Moving(), condition=y_t))
+        numpyro.sample("y", dist.Normal(level + x[0], 0.7), obs=y_t)
+        return level + x[0], None
+
+    scan(step, 0.0, y, reverse=True)
 
 
 @same(ROW)
@@ -515,6 +543,16 @@ def subsample_fixed_by_hand(y):
     handlers.substitute(batches, data={"n": jnp.array([0, 2])})(y)
 
 
+@same(Y)
+def learned_sites_of_a_batch_fixed_by_hand(y):
+    def model():
+        with numpyro.plate("n", 5, subsample_size=2):
+            x = numpyro.sample("x", rtk.LearnedPrior(TWO, support=constraints.positive))
+        observe(jnp.log(x), y)
+
+    handlers.substitute(model, data={"n": jnp.array([0, 2])})()
+
+
 @same(ROW)
 def subsample_with_a_seed_of_its_own(y):
     handlers.seed(batches, rng_seed=3)(y)
@@ -560,6 +598,8 @@ HANDLERS = {
     "scope": (handlers.scope(regression, prefix="a"), regression),
     "condition": (handlers.condition(regression, data={"sigma": 0.4}), regression),
     "condition x": (handlers.condition(regression, data={"x": ROW[:2]}), regression),
+    "substitute x": (handlers.substitute(regression, data={"x": ROW[:2]}), regression),
+    "block inside": (handlers.block(regression, hide=["y"]), regression),
     "do": (handlers.do(regression, data={"sigma": 0.4}), regression),
     "do x": (handlers.do(regression, data={"x": ROW[:2]}), regression),
     "substitute": (handlers.substitute(regression, data={"sigma": 0.4}), regression),
