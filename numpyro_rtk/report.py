@@ -366,8 +366,8 @@ def _says_far_out(run: _Run) -> str | None:
         return None
     return (
         "The posterior lies where the learned prior has few samples: "
-        f"{100 * run.further_out:.1f} % of the prior's own draws are less probable than the "
-        "posterior's median. There the prior is an extrapolation, and the posterior leans "
+        f"{100 * run.further_out:.1f} % of the prior's own draws are less probable than "
+        "the posterior's median. There the prior is an extrapolation, and the posterior leans "
         "on it: learn it from rows that reach further, or widen it."
     )
 

@@ -129,7 +129,8 @@ class LadderAdapt(NamedTuple):
 class Tally(NamedTuple):
     """Sums over the sweeps of a window; ``count`` is that of an edge's trials ``(K,)``.
 
-    ``count_rtk`` and ``rejection_rtk`` are of those that were no plain swaps; ``e`` is the residual of the start's mean, ``u`` the noised state, ``s`` its score + u;
+    ``count_rtk`` and ``rejection_rtk`` are of those that were no plain swaps; ``e`` is the
+    residual of the start's mean, ``u`` the noised state, ``s`` its score + u;
     ``sum_scores`` sums ``s s^T`` over the states of each level, ``num_states`` of them.
     """
 

@@ -339,7 +339,9 @@ def _mean_product(scores: jax.Array, dense: bool) -> jax.Array:
 
 
 def _tamed(scores: jax.Array) -> jax.Array:
-    """The limit is far above what one in twenty has: where a density is flat but for its
+    """Without the few wild ones.
+
+    The limit is far above what one in twenty has: where a density is flat but for its
     edges, most scores are 0.
     """
     # a trajectory that a learned score has lost does not count

@@ -551,7 +551,9 @@ def _end_window(adapt: Adaptation, method: Method, num_warmup, iteration, has_pr
     loc, scale, regions = adapt.loc, adapt.scale, adapt.regions
     if len(has_prior):
         new = wider_reference(adapt.moments, loc, scale, has_prior)
-        loc, scale = (jnp.where(may_move, *pair) for pair in zip(new, (loc, scale)))
+        loc, scale = (
+            jnp.where(may_move, *pair) for pair in zip(new, (loc, scale), strict=True)
+        )
         follow = lambda modes: _follow(modes, adapt.loc, adapt.scale, loc, scale)
         modes, regions = follow(modes), follow(regions)
     return adapt._replace(

@@ -420,7 +420,7 @@ class RTKReplicaExchange(PathKernel):
         )
 
     def _build(self, rng_key, init_params, args, kwargs, is_single):
-        """One population, from the first chain's key; each chain starts from its own part."""
+        """One population, from the first chain's key; each chain starts with its own."""
         first = rng_key if is_single else rng_key[0]
         shared, population = self.look(jr.fold_in(first, 1), args, kwargs)
         one = lambda key, params: self._init_one(
