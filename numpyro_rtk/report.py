@@ -179,8 +179,8 @@ def diagnose(mcmc: Any) -> Diagnosis:
         TypeError: unless it ran with ``RTKReplicaExchange``.
     """
     run = _numbers_of(mcmc)
-    problems = tuple(text for say in _PROBLEMS if (text := say(run)))
-    remarks = tuple(text for say in _REMARKS if (text := say(run)) and not problems)
+    problems = _said(_PROBLEMS, run)
+    remarks = () if problems else _said(_REMARKS, run)
     return Diagnosis(
         run.accept,
         run.local,
@@ -193,9 +193,13 @@ def diagnose(mcmc: Any) -> Diagnosis:
         run.efficiency,
         run.further_out,
         problems,
-        tuple(text for say in _LIMITS if (text := say(run))),
+        _said(_LIMITS, run),
         remarks,
     )
+
+
+def _said(sentences: tuple[Callable, ...], run: _Run) -> tuple[str, ...]:
+    return tuple(text for say in sentences if (text := say(run)))
 
 
 def _numbers_of(mcmc: Any) -> _Run:
