@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "COARSE",
     "check_bool",
     "check_finite_values",
     "check_fraction",
@@ -16,11 +17,26 @@ __all__ = [
     "check_positive_int",
     "check_positive_values",
     "check_resolution",
+    "coarse_message",
 ]
 
 # Floating point numbers in one standard deviation. The smallest noise of a fit is a
 # fiftieth of that: 1,000 leave 20 for it; with 20 the rounding is as large as that noise.
 _ENOUGH_NUMBERS, _FEWEST_NUMBERS = 1000.0, 20.0
+
+# Nats to which a log density must be resolved, so that acceptances are what they should.
+COARSE = 0.05
+
+
+def coarse_message(size: float, epsilon: float) -> str:
+    """What to say of a log density of that size in numbers of that precision."""
+    return (
+        f"The model's log density is of size {size:.2g}, which numbers of this type "
+        f"resolve to {size * epsilon:.2g} nats: acceptances, and so the posterior, are off "
+        "by as much. Compute in double precision "
+        '(`jax.config.update("jax_enable_x64", True)` before anything else), or subtract '
+        "the constant part of the log likelihood where it is computed."
+    )
 
 
 def _is_int(value: object) -> bool:

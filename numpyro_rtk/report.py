@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numpyro_rtk._checks import COARSE, coarse_message
 from numpyro_rtk.core.ladder import LEAST_ACCEPTANCE, suggest_levels
 
 __all__ = [
@@ -94,6 +95,8 @@ class _Run(NamedTuple):
     local: np.ndarray  # (K,)
     trips: np.ndarray  # (chains,)
     num_draws: int
+    energy: np.ndarray  # minus log density of the draws
+    epsilon: float  # of their type
     diverging: float
     evidence: tuple[float, float]
     found_evidence: tuple[float, float]
@@ -217,6 +220,8 @@ def _numbers_of(mcmc: Any) -> _Run:
         local=_exchange_field(mcmc, "level_accept_prob").mean(axis=(0, 1)),
         trips=_exchange_field(mcmc, "round_trips")[:, -1],
         num_draws=accept.shape[1],
+        energy=_exchange_field(mcmc, "potential_energy"),
+        epsilon=float(np.finfo(mcmc.last_state.potential_energy.dtype).eps),
         diverging=float(np.mean(_exchange_field(mcmc, "diverging"))),
         evidence=evidence,
         found_evidence=_population_evidence(mcmc),
@@ -355,6 +360,24 @@ def _says_prior_disagrees(run: _Run) -> str | None:
     )
 
 
+def _says_no_density(run: _Run) -> str | None:
+    if np.all(np.isfinite(run.energy)):
+        return None
+    share = float(np.mean(~np.isfinite(run.energy)))
+    return (
+        f"{100 * share:.0f} % of the draws have no density: the model's log density is NaN "
+        "or -inf there, as for data that hold NaN. They have stayed where they were; mend "
+        "the data, and warm up again."
+    )
+
+
+def _says_coarse(run: _Run) -> str | None:
+    size = float(np.max(np.abs(run.energy), initial=0.0, where=np.isfinite(run.energy)))
+    if size * run.epsilon < COARSE:
+        return None
+    return coarse_message(size, run.epsilon)
+
+
 def _says_diverging(run: _Run) -> str | None:
     # beside a hard edge moves leave the support, and the others are accepted as they should
     if run.diverging <= 0.01 or run.local[0] >= 0.4:
@@ -371,8 +394,8 @@ def _says_far_out(run: _Run) -> str | None:
     return (
         "The posterior lies where the learned prior has few samples: "
         f"{100 * run.further_out:.1f} % of the prior's own draws are less probable than "
-        "the posterior's median. There the prior is an extrapolation, and the posterior leans "
-        "on it: learn it from rows that reach further, or widen it."
+        "the posterior's median. There the prior is an extrapolation, and the posterior "
+        "leans on it: learn it from rows that reach further, or widen it."
     )
 
 
@@ -434,6 +457,8 @@ _PROBLEMS: tuple[_Sentence, ...] = (
     _says_other_evidence,
     _says_unknown_evidence,
     _says_stuck,
+    _says_no_density,
+    _says_coarse,
     _says_prior_disagrees,
     _says_diverging,
     _says_far_out,

@@ -401,6 +401,10 @@ class AnnealedKernel(PathKernel):
         lower = jnp.maximum(best - jnp.arange(_NUM_TRIALS), 0)
         return grid[lower], jax.tree.map(lambda leaf: leaf[best], trials)
 
+    def _reference(self, state):
+        one = lambda leaf: leaf if leaf.ndim == 1 else leaf[0]
+        return one(state.adapt_state.loc), one(state.adapt_state.scale)
+
     def _sample_one(self, state: RTKState, args: tuple, kwargs: dict) -> RTKState:
         adapt = state.adapt_state
         bound = self._problem.bind(args, kwargs, adapt.loc, adapt.scale)

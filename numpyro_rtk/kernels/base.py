@@ -2,6 +2,7 @@
 """NumPyro's side of a kernel: what its driver, Gibbs and ArviZ ask for."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk._checks import check_bool
+from numpyro_rtk._checks import COARSE, coarse_message
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.kernels.problem import ModelProblem, Problem, ScoreProblem
 
@@ -19,6 +21,9 @@ __all__ = ["GIBBS_SITES", "PathKernel"]
 # numpyro.infer.gibbs hands a block the other blocks' values under this keyword, and its
 # own initial values constrained.
 GIBBS_SITES = "_gibbs_sites"
+# Nats of rounding beyond which what comes out has little to do with the model.
+_HOPELESS = 10.0
+_NUM_LOOKED_AT = 64
 
 
 class PathKernel(MCMCKernel):
@@ -104,9 +109,16 @@ class PathKernel(MCMCKernel):
         self._check()
 
         def build(key, params):
-            return self._build(key, params, model_args, kwargs, is_single)
+            state, has_start = self._build(key, params, model_args, kwargs, is_single)
+            return state, has_start, self._is_infinite(state, model_args, kwargs)
 
-        state, has_start = jax.jit(build)(rng_key, init_params)
+        state, has_start, is_infinite = jax.jit(build)(rng_key, init_params)
+        if not_jax_tracer(is_infinite) and np.any(np.asarray(is_infinite)):
+            raise ValueError(
+                "`model` must have a log density below +inf; got +inf at draws of its "
+                "prior, which would be a point of infinite mass. Look for a division by "
+                "zero, or a scale of 0, in the likelihood."
+            )
         if not_jax_tracer(has_start) and not np.all(np.asarray(has_start)):
             raise RuntimeError(
                 "Cannot find a start of finite density: the model's log density was NaN "
@@ -114,8 +126,26 @@ class PathKernel(MCMCKernel):
                 "(domain of its parameters, data of the right shape), or give a finite "
                 "`init_params`."
             )
+        if not_jax_tracer(state.potential_energy):
+            _check_resolved(np.asarray(state.potential_energy), init_params is None)
         self._sample_fn = self._sample_one
         return state
+
+    def _is_infinite(self, state: Any, args: tuple, kwargs: dict) -> jax.Array:
+        """Whether the likelihood is +inf at some draws around the reference."""
+        loc, scale = self._reference(state)
+        bound = self._problem.bind(args, kwargs, loc, scale)
+        if bound.log_likelihood is None:
+            return jax.numpy.array(False)
+        draws = jax.random.normal(
+            jax.random.key(0), (_NUM_LOOKED_AT, self._problem.dim)
+        )
+        values = jax.vmap(bound.log_likelihood)(draws)
+        return jax.numpy.any(values == jax.numpy.inf)
+
+    def _reference(self, state: Any) -> tuple[jax.Array, jax.Array]:
+        """Centre and scale of the ordinary sites, of the first chain."""
+        raise NotImplementedError
 
     def sample(self, state: Any, model_args: tuple, model_kwargs: dict | None) -> Any:
         """One draw (with vectorised chains: one per chain)."""
@@ -152,6 +182,17 @@ class PathKernel(MCMCKernel):
         return jax.tree.map(
             lambda new, old: jax.numpy.asarray(new, old.dtype), init_params, like
         )
+
+
+def _check_resolved(energy: np.ndarray, may_refuse: bool) -> None:
+    """Say, or refuse, where floating point numbers are too coarse for the density."""
+    size, epsilon = float(np.max(np.abs(energy))), float(np.finfo(energy.dtype).eps)
+    if size * epsilon < COARSE:
+        return
+    message = coarse_message(size, epsilon)
+    if may_refuse and size * epsilon > _HOPELESS:
+        raise ValueError(message)
+    warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _problem(

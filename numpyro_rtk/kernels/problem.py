@@ -57,6 +57,7 @@ class Bound(NamedTuple):
         flatten: from the user's values to the flat standardised position.
         unflatten: back.
         log_volume: log determinant of ``unflatten``.
+        log_likelihood: everything but the learned priors, at level 0; None without.
     """
 
     base: paths.BaseFn
@@ -64,6 +65,7 @@ class Bound(NamedTuple):
     flatten: Callable[[Any], jax.Array]
     unflatten: Callable[[jax.Array], Any]
     log_volume: jax.Array
+    log_likelihood: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Problem:
@@ -399,6 +401,7 @@ class ModelProblem(Problem):
             flatten=lambda values: (self._join(values) - centre) / spread,
             unflatten=unflatten,
             log_volume=jnp.sum(jnp.log(spread)),
+            log_likelihood=log_likelihood,
         )
 
     def flat(self, values: dict) -> jax.Array:

@@ -557,6 +557,9 @@ class RTKReplicaExchange(PathKernel):
             tuned = jax.tree.map(each, tuned)
         return new._replace(adapt_state=tuned, shared=shared)
 
+    def _reference(self, state):
+        return state.shared.loc, state.shared.scale
+
     def _sample_one(self, state, args, kwargs):
         return self.sample(state, args, kwargs)
 
@@ -608,7 +611,8 @@ class RTKReplicaExchange(PathKernel):
             z=z,
             potential_energy=bound.log_volume - after.evaluation.log_density[0],
             accept_prob=jnp.mean(swap),
-            diverging=jnp.any(info.is_diverging),
+            diverging=jnp.any(info.is_diverging)
+            | ~jnp.isfinite(after.evaluation.log_density[0]),
             swap_accept_prob=swap,
             level_accept_prob=jnp.mean(info.local_accept_prob, axis=0),
             jump_accept_prob=jump_accept,
