@@ -449,6 +449,7 @@ def _says_many_levels(run: _Run) -> str | None:
 
 _Sentence = Callable[[_Run], str | None]
 _PROBLEMS: tuple[_Sentence, ...] = (
+    _says_no_density,
     _says_too_few_levels,
     _says_gap,
     _says_no_round_trip,
@@ -457,7 +458,6 @@ _PROBLEMS: tuple[_Sentence, ...] = (
     _says_other_evidence,
     _says_unknown_evidence,
     _says_stuck,
-    _says_no_density,
     _says_coarse,
     _says_prior_disagrees,
     _says_diverging,

@@ -32,6 +32,7 @@ from numpyro_rtk.core.segment import noising_between
 
 __all__ = [
     "LEAST_ACCEPTANCE",
+    "LEAST_SHARE",
     "Barrier",
     "LadderAdapt",
     "Tally",
@@ -56,9 +57,9 @@ _SMALLEST_VARIANCE = 0.02**2
 _PART_OF_LIKELIHOOD = 0.1
 # Levels move by what the draws are refused, and by this part by what the whole population
 # found hard: where the draws hold one mode alone, its narrow part must not take them all.
-_SHARE_OF_POPULATION = 0.3
+_SHARE_OF_POPULATION = 0.15
 # While warm-up explores, an edge tries its worse kind of exchange so often.
-_LEAST_SHARE = 0.1
+LEAST_SHARE = 0.1
 # A plain swap must pass more often by this to be preferred.
 _MARGIN = 0.02
 # No edge counts as easier than this, so that levels cannot run away from it.
@@ -358,7 +359,7 @@ def _choose_kind(settings: LadderAdapt, tally: Tally, explore) -> jax.Array:
     is_better = passed_by_swap > passed_by_rtk + _MARGIN
     is_known = (count > 1.0) & (tally.count_rtk > 1.0)
     prefers_swap = jnp.where(is_known, is_better, settings.swap_share > 0.5)
-    least = jnp.where(explore, _LEAST_SHARE, 0.0)
+    least = jnp.where(explore, LEAST_SHARE, 0.0)
     return jnp.where(prefers_swap, 1.0 - least, least)
 
 

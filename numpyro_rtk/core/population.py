@@ -44,7 +44,7 @@ __all__ = [
 
 # Particles whose weights are worth less than the first part of them have gone too far in
 # one step; the step is chosen to keep about the second.
-_LEAST_SIZE, _AIMED_SIZE = 0.3, 0.6
+_LEAST_SIZE, _AIMED_SIZE = 0.25, 0.5
 # Steps in log noise-to-signal: the widest, and what is taken whatever the weights say.
 _WIDEST, _NARROWEST = 1.2, 0.03
 _MOST_ATTEMPTS = 400

@@ -24,6 +24,7 @@ from numpyro_rtk.core.covariance import diagonal_of
 from numpyro_rtk.core.exchange import ExchangePlan, SweepInfo
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.core.ladder import (
+    LEAST_SHARE,
     Barrier,
     LadderAdapt,
     Tally,
@@ -64,11 +65,13 @@ __all__ = [
 ]
 
 # The pilot that chooses the likelihood's variance c, on the standardised scale.
-VARIANCE_GRID = np.geomspace(1e-9, 10.0, 21)
+VARIANCE_GRID = np.geomspace(1e-9, 10.0, 16)
 NUM_PILOT = 64
 # A second population goes down with so much smaller a c, at most this: the pilot chooses
-# for what its few particles see, and at its c a narrow mode may be lost on the way.
+# for what its few particles see, and at its c a narrow mode may be lost on the way. In
+# more dimensions than these a mode that is any narrower is lost at every c.
 _FINER, _FINE_ENOUGH = 0.1, 1e-3
+_FEW_DIMENSIONS = 12
 # Nats by which that one must find more, beyond the error, for its c to be taken.
 _CLEARLY_MORE = 0.2
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation.
@@ -116,7 +119,11 @@ class Method(NamedTuple):
     @property
     def first_swap_share(self) -> float:
         """How often edges try the plain swap before anything is known of them."""
-        return {"best": 0.5, "rtk": 0.0, "swap": 1.0}[self.exchange]
+        return {"best": LEAST_SHARE, "rtk": 0.0, "swap": 1.0}[self.exchange]
+
+    def num_populations(self, dim: int) -> int:
+        """How many go down; see the constants above."""
+        return 2 if self.has_likelihood and dim <= _FEW_DIMENSIONS else 1
 
 
 class Prior(NamedTuple):
@@ -230,7 +237,7 @@ def first_adaptation(
     if method.has_likelihood:
         variance = _choose_variance(key_pilot, path, levels_of, method, prior)
     variances = variance[None]
-    if method.has_likelihood:
+    if method.num_populations(dim) == 2:
         # at a smaller c narrow modes stand out from earlier on
         finer = jnp.minimum(_FINER * variance, _FINE_ENOUGH)
         variances = jnp.stack([variance, finer])

@@ -11,8 +11,7 @@ import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key, not_jax_tracer
 
-from numpyro_rtk._checks import check_bool
-from numpyro_rtk._checks import COARSE, coarse_message
+from numpyro_rtk._checks import COARSE, check_bool, coarse_message
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.kernels.problem import ModelProblem, Problem, ScoreProblem
 

@@ -298,7 +298,7 @@ class RTKReplicaExchange(PathKernel):
     @property
     def num_particles(self) -> int:
         """Particles that have gone down before the first draw, in all."""
-        return self._num_particles * (2 if self.model is not None else 1)
+        return self._num_particles * self._method.num_populations(self._problem.dim)
 
     @property
     def uses_network(self) -> bool:
