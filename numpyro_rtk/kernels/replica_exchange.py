@@ -54,9 +54,10 @@ __all__ = ["ExchangeState", "RTKReplicaExchange", "Tuned"]
 # Fewer levels make cheaper draws, more make each exchange surer; from 10 to 64 dimensions
 # 10 to 18 of them have the smallest error at equal evaluations (docs/measured.md).
 _NUM_LEVELS = 14
-# Of the population that the chains start from; enough for a mode with a hundredth of the
-# mass at the level where it has least.
-_NUM_PARTICLES = 1024
+# Of the population that the chains start from: enough for a mode with a hundredth of the
+# mass at the level where it has least. In many dimensions no number is, for a mode that is
+# at all narrower, and particles are dear.
+_NUM_PARTICLES, _FEW_PARTICLES, _MANY_DIMENSIONS = 1024, 256, 64
 # Beyond this many dimensions matrices would cost more than they gain; see `dense`.
 _LARGEST_DENSE = 128
 
@@ -159,6 +160,7 @@ class RTKReplicaExchange(PathKernel):
             posterior, included); 14 by default.
         num_particles: of the population that goes down the ladder before the first draw:
             it finds the modes, and every chain starts from it. More find narrower ones.
+            None: 1,024 in up to 64 dimensions, else 256.
         num_sweeps: pairs of sweeps (even edges, then odd ones) per draw.
         inner: local moves: ``"mala"`` or ``"uld"`` (Metropolis-adjusted).
         num_leapfrog: leapfrog steps of a local ``"mala"`` move.
@@ -193,7 +195,7 @@ class RTKReplicaExchange(PathKernel):
         *,
         score: Any = None,
         num_levels: int | None = None,
-        num_particles: int = _NUM_PARTICLES,
+        num_particles: int | None = None,
         num_sweeps: int = 2,
         inner: str = "mala",
         num_leapfrog: int = 2,
@@ -228,7 +230,8 @@ class RTKReplicaExchange(PathKernel):
         if num_levels is not None:
             check_positive_int("num_levels", num_levels)
         check_positive_int("num_sweeps", num_sweeps)
-        check_positive_int("num_particles", num_particles)
+        if num_particles is not None:
+            check_positive_int("num_particles", num_particles)
         check_non_negative_int("num_inner_steps", num_inner_steps)
         check_fraction("target_accept_prob", target_accept_prob)
         if step_size is not None:
@@ -298,7 +301,8 @@ class RTKReplicaExchange(PathKernel):
     @property
     def num_particles(self) -> int:
         """Particles that have gone down before the first draw, in all."""
-        return self._num_particles * self._method.num_populations(self._problem.dim)
+        method = self._method
+        return method.num_particles * method.num_populations(self._problem.dim)
 
     @property
     def uses_network(self) -> bool:
@@ -385,7 +389,7 @@ class RTKReplicaExchange(PathKernel):
 
     @property
     def _num_pilot(self) -> int:
-        return self._num_particles
+        return self._method.num_particles
 
     @property
     def num_evals(self) -> int:
@@ -406,6 +410,7 @@ class RTKReplicaExchange(PathKernel):
     def _method(self) -> Method:
         """What core needs to know of the options."""
         dim = self._problem.dim
+        default = _NUM_PARTICLES if dim <= _MANY_DIMENSIONS else _FEW_PARTICLES
         return Method(
             inner=self._inner,
             times=self._times,
@@ -415,7 +420,7 @@ class RTKReplicaExchange(PathKernel):
             dense=dim <= _LARGEST_DENSE if self._dense is None else self._dense,
             step_size=self._step_size,
             target_accept_prob=self._target_accept_prob,
-            num_particles=self._num_particles,
+            num_particles=self._num_particles or default,
             has_likelihood=self.model is not None,
         )
 
