@@ -34,7 +34,9 @@ CHAINS = 16
 def run(posterior, num_warmup: int, num_samples: int, seed: int, options: dict):
     kernel = rtk.RTKReplicaExchange(make_model(posterior), **options)
     mcmc, x, seconds = sample(kernel, posterior, num_warmup, num_samples, CHAINS, seed)
-    evals = lambda draws: exchange_evals(kernel, CHAINS, num_warmup + draws)
+    evals = lambda draws: exchange_evals(
+        kernel, mcmc.last_state, CHAINS, num_warmup + draws
+    )
     return mcmc, x, evals, seconds
 
 
@@ -107,7 +109,7 @@ def main():
     parser.add_argument("--dims", type=int, nargs="*", default=[2, 10, 50])
     parser.add_argument("--informative", type=int, nargs="*", default=[12, 20, 40])
     parser.add_argument("--blocks", type=int, nargs="*", default=[6, 16, 32])
-    parser.add_argument("--exchange", default="rtk", choices=["rtk", "swap"])
+    parser.add_argument("--exchange", default="best", choices=["best", "rtk", "swap"])
     parser.add_argument("--num-levels", type=int)
     parser.add_argument("--repeats", type=int, default=1, help="seeds of part 2")
     parser.add_argument("--draws", type=int, default=1000, help="of parts 1 and 3")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.random as jr
 import numpy as np
-from models import exchange_evals, run_kernel
+from models import exchange_evals
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_rtk as rtk
@@ -52,13 +52,26 @@ def exchange(problem, seed, budget, num_warmup=None, **options):
     """
     num_warmup = max(100, 2 * problem.dim) if num_warmup is None else num_warmup
     kernel = rtk.RTKReplicaExchange(problem.model, **{**problem.options, **options})
-    evals = lambda draws: exchange_evals(kernel, CHAINS, num_warmup + draws)
+    mcmc = MCMC(
+        kernel,
+        num_warmup=num_warmup,
+        num_samples=max(CUTS),
+        num_chains=CHAINS,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    start = time.time()
+    mcmc.warmup(jr.key(seed), *problem.args)
+    # only now is it known what the start took; the rest of the budget is for draws
+    state = mcmc.post_warmup_state
+    evals = lambda draws: exchange_evals(kernel, state, CHAINS, num_warmup + draws)
     num_samples = int((budget - evals(0)) / (CHAINS * kernel.num_evals))
     if num_samples < max(CUTS):
         raise ValueError(f"a budget of {budget:.0f} does not pay for start and warm-up")
-    mcmc, x, seconds = run_kernel(
-        kernel, problem.args, num_warmup, num_samples, CHAINS, seed
-    )
+    mcmc.num_samples = num_samples
+    mcmc.run(state.rng_key, *problem.args)
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
+    seconds = time.time() - start
     report = rtk.diagnose(mcmc)
     note = (
         f"exchange {report.swap_accept_prob.mean():.2f}, worst "
