@@ -20,6 +20,9 @@ __all__ = [
 _ENOUGH_OF_THE_PRIOR = 0.02
 # An evidence with a larger error says nothing.
 _UNKNOWN = 0.5
+# Where the last particles go back to fewer at the top, neither their evidence nor their
+# shares have an error that can be believed.
+ENOUGH_ANCESTORS = 30
 # Particles that a mode needs where it has fewest, to be found for sure.
 _ENOUGH_PARTICLES = 10
 # A region counts as lost with less than this part of the population's share.
@@ -40,7 +43,8 @@ class Diagnosis(NamedTuple):
         round_trips: of each chain, ``(chains,)``.
         suggested_levels: number of levels at which edges would accept about half.
         log_evidence: estimate and its standard error; see :func:`log_evidence`.
-        population_log_evidence: the same of the population that the chains started from.
+        population_log_evidence: the same of the population that the chains started from;
+            its error is ``inf`` where too few of its ancestors are left.
         prior_efficiency: share of independent prior draws that importance resampling by
             the likelihood would leave, roughly (from one draw per chain); NaN where the
             model has ordinary sites beside the learned ones, or the evidence is unknown.
@@ -72,6 +76,9 @@ class Diagnosis(NamedTuple):
         evidence = pair(self.log_evidence)
         if not self.log_evidence[1] < np.inf:
             evidence = "unknown (some edge passes nothing)"
+        theirs = pair(self.population_log_evidence)
+        if not self.population_log_evidence[1] < np.inf:
+            theirs = "unknown, too few ancestors"
         lines = [
             f"exchange: {len(accept)} edges, acceptance mean {accept.mean():.2f}, worst "
             f"{accept.min():.2f} (edge {int(accept.argmin())}-{int(accept.argmin()) + 1}), "
@@ -81,7 +88,7 @@ class Diagnosis(NamedTuple):
             f"{self.jump_accept_prob:.2f}",
             f"local moves: acceptance {self.level_accept_prob.min():.2f} to "
             f"{self.level_accept_prob.max():.2f}",
-            f"log evidence: {evidence} (population: {pair(self.population_log_evidence)})",
+            f"log evidence: {evidence} (population: {theirs})",
         ]
         problems = self.problems or ("no fault found; see also R-hat and ESS",)
         lines += [f"- {text}" for text in (*problems, *self.limits, *self.remarks)]
@@ -131,12 +138,14 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
     value, error = _bridge(mcmc)
     found, found_error = _population_evidence(mcmc)
     beyond = max(abs(value - found) - 2.0 * found_error, 0.0)
-    return value, float(np.hypot(error, beyond if np.isfinite(beyond) else 0.0))
+    return value, float(np.hypot(error, beyond))
 
 
 def _population_evidence(mcmc: Any) -> tuple[float, float]:
     found = mcmc.last_state.shared.found
     value, error = (np.asarray(x, np.float64) for x in found[:2])
+    if np.min(np.asarray(found.num_ancestors)) < ENOUGH_ANCESTORS:
+        return float(value.mean()), np.inf
     return float(value.mean()), float(error.mean())
 
 
@@ -286,7 +295,7 @@ def lost_regions(share, error, run_share) -> np.ndarray:
 
 
 def _says_lost_modes(run: _Run) -> str | None:
-    if not run.shares.size:
+    if not run.shares.size or not np.isfinite(run.found_evidence[1]):
         return None
     share = run.shares.mean(axis=0)
     lost = np.flatnonzero(lost_regions(run.found_share, run.found_error, share))
@@ -321,7 +330,7 @@ def _says_chains_disagree(run: _Run) -> str | None:
 
 def _says_other_evidence(run: _Run) -> str | None:
     (value, _), (found, error) = run.evidence, run.found_evidence
-    if not abs(value - found) > max(3.0 * error, 0.3):
+    if not np.isfinite(error) or not abs(value - found) > max(3.0 * error, 0.3):
         return None
     return (
         f"The run's log evidence, {value:.2f}, is not the population's, {found:.2f} +- "

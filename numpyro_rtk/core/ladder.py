@@ -57,7 +57,7 @@ _SMALLEST_VARIANCE = 0.02**2
 _PART_OF_LIKELIHOOD = 0.1
 # Levels move by what the draws are refused, and by this part by what the whole population
 # found hard: where the draws hold one mode alone, its narrow part must not take them all.
-_SHARE_OF_POPULATION = 0.15
+_SHARE_OF_POPULATION = 0.1
 # While warm-up explores, an edge tries its worse kind of exchange so often.
 LEAST_SHARE = 0.1
 # A plain swap must pass more often by this to be preferred.

@@ -42,9 +42,9 @@ __all__ = [
     "systematic",
 ]
 
-# Particles whose weights are worth less than the first part of them have gone too far in
-# one step; the step is chosen to keep about the second.
-_LEAST_SIZE, _AIMED_SIZE = 0.25, 0.5
+# Particles of the better kind whose weights are worth less than the first part of them have
+# gone too far in one step; the step is chosen to keep about the second.
+_LEAST_SIZE, _AIMED_SIZE = 0.35, 0.6
 # Steps in log noise-to-signal: the widest, and what is taken whatever the weights say.
 _WIDEST, _NARROWEST = 1.2, 0.03
 _MOST_ATTEMPTS = 400
@@ -221,7 +221,7 @@ class _Crossed(NamedTuple):
     position: jax.Array
     evaluation: Evaluation
     log_weight: jax.Array
-    size: jax.Array  # what the weights leave, as a part of the particles
+    size: jax.Array  # what the weights leave of the better kind, as a part of it
     spread: jax.Array
 
 
@@ -252,7 +252,7 @@ def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
         ]
     )
     best = jnp.clip(2.0 * jnp.max(sizes), 1e-6, 1.0)
-    return _Crossed(z, at_z, log_weight, _size(log_weight), jnp.sqrt(-jnp.log(best)))
+    return _Crossed(z, at_z, log_weight, best, jnp.sqrt(-jnp.log(best)))
 
 
 def _arrive(key, carry: _Carry, t, crossed: _Crossed, path, level, inner, num_moves):

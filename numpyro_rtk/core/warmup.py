@@ -71,7 +71,9 @@ NUM_PILOT = 64
 # for what its few particles see, and at its c a narrow mode may be lost on the way. In
 # more dimensions than these a mode that is any narrower is lost at every c.
 _FINER, _FINE_ENOUGH = 0.1, 1e-3
-_FEW_DIMENSIONS = 12
+_FEW_DIMENSIONS = 10
+# No segment counts as easier: levels must not leave a stretch without any.
+_LEAST_SPREAD = 0.05
 # Nats by which that one must find more, beyond the error, for its c to be taken.
 _CLEARLY_MORE = 0.2
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation.
@@ -414,8 +416,7 @@ def _settings_from(found: Descent, variance: jax.Array, method: Method) -> Ladde
 def _barrier_of(found: Descent) -> Barrier:
     """Upwards; what does not count lies at level 0."""
     counts = jnp.arange(len(found.spread)) < found.num
-    # as of the windows: spreads grow about as the square of a segment's width
-    share = jnp.where(counts, jnp.sqrt(jnp.maximum(found.spread, 0.02)), 0.0)
+    share = jnp.where(counts, jnp.maximum(found.spread, _LEAST_SPREAD), 0.0)
     zero = jnp.zeros(1, share.dtype)
     height = jnp.concatenate([zero, jnp.cumsum(share[::-1])])
     ratio = jnp.concatenate(
