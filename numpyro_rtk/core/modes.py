@@ -124,11 +124,11 @@ def fit_modes(
 
     def seed(distance, key):
         chosen = jr.categorical(key, jnp.log(distance + 1e-30))
-        new = jnp.sum(jnp.square(x - x[chosen]) / spread, axis=1)
+        new = jnp.sum(jnp.square(x - x[chosen][None]) / spread[None], axis=1)
         return jnp.minimum(distance, new), x[chosen]
 
     _, mean = jax.lax.scan(seed, jnp.ones(n, x.dtype), keys)
-    apart = jnp.sum(jnp.square(x[:, None] - mean[None]) / spread, axis=-1)
+    apart = jnp.sum(jnp.square(x[:, None] - mean[None]) / spread[None, None], axis=-1)
     nearest = jax.nn.one_hot(jnp.argmin(apart, axis=1), num_components, dtype=x.dtype)
 
     def step(_, shares):
@@ -213,22 +213,21 @@ def refit_modes(modes: Modes, tally: ModeTally, floor: jax.Array) -> Modes:
 
 def moved_modes(modes: Modes, shift: jax.Array, factor: jax.Array) -> Modes:
     """The same mixture of ``factor * x + shift``, both ``(dim,)``."""
-    outer = factor**2
-    if modes.covariance.ndim == 3:
-        outer = factor[:, None] * factor[None, :]
-    stretch_rows = lambda r: r * (factor[:, None] if r.ndim == 3 else factor)
-    shrink_columns = lambda r: r / factor
+    # along the rows and the columns of matrices; diagonals have one axis less
+    rows, columns = factor[None, :, None], factor[None, None, :]
+    if modes.covariance.ndim == 2:
+        rows, columns = factor[None], factor[None]
     return modes._replace(
-        mean=factor * modes.mean + shift,
-        covariance=modes.covariance * outer,
-        root=stretch_rows(modes.root),
-        inverse_root=shrink_columns(modes.inverse_root),
+        mean=factor[None] * modes.mean + shift[None],
+        covariance=modes.covariance * rows * columns,
+        root=modes.root * rows,
+        inverse_root=modes.inverse_root / columns,
     )
 
 
 def _by_component(modes: Modes, x: jax.Array) -> jax.Array:
     """``log w_j N(x; ...)``, ``(M,)``."""
-    z = jax.vmap(stretch)(modes.inverse_root, x - modes.mean)
+    z = jax.vmap(stretch)(modes.inverse_root, x[None] - modes.mean)
     volume = jnp.sum(jnp.log(diagonal_of(modes.inverse_root)), axis=-1)
     return (
         modes.log_weight + volume - 0.5 * (jnp.sum(z**2, axis=-1) + x.size * _LOG_2PI)
@@ -268,12 +267,12 @@ def _with_roots(weight, mean, spread, count, floor) -> Modes:
     # what is known from few points may be wider than it looks: as the predictive law
     wider = 1.0 + jnp.minimum((dim + 1.0) / jnp.maximum(count, 1.0), 3.0)
     spread = shrunk(spread * like(wider, spread), jnp.maximum(count, 1.0))
-    variance = jnp.maximum(diagonal_of(spread), floor)
+    variance = jnp.maximum(diagonal_of(spread), floor[None])
     if spread.ndim == 2:
         root = jnp.sqrt(variance)
         return Modes(log_weight, mean, variance, root, 1.0 / root, count)
     eye = jnp.eye(dim, dtype=mean.dtype)
-    spread = spread * (1.0 - eye) + jax.vmap(jnp.diag)(variance)
+    spread = spread * (1.0 - eye)[None] + jax.vmap(jnp.diag)(variance)
     sd = jnp.sqrt(variance)
     scaled = spread / (sd[:, :, None] * sd[:, None, :])
     root, inverse = roots(definite(scaled))

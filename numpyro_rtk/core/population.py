@@ -319,7 +319,7 @@ def share_of(descent: Descent, membership: jax.Array) -> tuple[jax.Array, jax.Ar
     """
     n = membership.shape[0]
     share = jnp.mean(membership, axis=0)
-    off = (membership - share) / n
+    off = (membership - share[None]) / n
     by_ancestor = jnp.zeros_like(off).at[descent.ancestor].add(off)
     return share, jnp.sqrt(jnp.sum(jnp.square(by_ancestor), axis=0))
 
@@ -346,7 +346,8 @@ def _tamed(scores: jax.Array) -> jax.Array:
     """
     # a trajectory that a learned score has lost does not count
     scores = jnp.where(jnp.isfinite(scores), scores, jnp.nan)
-    limit = 3.0 * jnp.nanquantile(jnp.abs(scores), 0.95, axis=0) + 1e-3
+    usual = jnp.nanquantile(jnp.abs(scores), 0.95, axis=0, keepdims=True)
+    limit = 3.0 * usual + 1e-3
     return jnp.clip(scores, -limit, limit)
 
 

@@ -314,9 +314,9 @@ def _findings_of(runs: Descent, modes: Modes, num_informed: jax.Array) -> Findin
     mean = weight @ share
     # a run's share moves with its particles, and with the weight of the run
     parts = jnp.square(weight[:, None] * share_error) + jnp.square(
-        (weight * error)[:, None] * (share - mean)
+        (weight * error)[:, None] * (share - mean[None])
     )
-    apart = jnp.max(jnp.abs(share - mean), axis=0) / len(value)
+    apart = jnp.max(jnp.abs(share - mean[None]), axis=0) / len(value)
     return Findings(
         log_evidence=jax.nn.logsumexp(value) - np.log(len(value)),
         log_evidence_error=jnp.sqrt(jnp.sum(jnp.square(weight * error))),
