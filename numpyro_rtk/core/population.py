@@ -4,9 +4,11 @@ Particles at the top are draws of the standard normal. The ladder is found on th
 segment is as wide as leaves the particles' weights even enough, so that none is wider
 than the population found passable. Half of the particles cross it by the Gaussian
 proposal of the reverse transition kernel, half by a plain change of scale; both have
-weights, so whichever of them fits takes over. Then they are resampled and make local
-moves: a sequential Monte Carlo sampler (Del Moral, Doucet, Jasra, JRSS-B 2006), adaptive
-in its levels and step sizes.
+weights, so whichever of them fits takes over. Below a level whose density ends at an edge
+all are scaled, half of them the other way: the noising leads back over the edge, where no
+particle can have come from, and the proposal's weights would miss that part. Then they are
+resampled and make local moves: a sequential Monte Carlo sampler (Del Moral, Doucet, Jasra,
+JRSS-B 2006), adaptive in its levels and step sizes.
 
 The products of the mean weights estimate the normalising constants, without bias but for
 what the adaptation adds (of order 1 / n). How far they, and shares of particles, can be
@@ -48,6 +50,10 @@ _LEAST_SIZE, _AIMED_SIZE = 0.3, 0.6
 # Steps in log noise-to-signal: the widest, and what is taken whatever the weights say.
 _WIDEST, _NARROWEST = 1.2, 0.03
 _MOST_ATTEMPTS = 400
+# Where more of the particles than this have come to no density, the level has edges.
+_AT_AN_EDGE = 0.01
+# Beyond this the few that are left only happened to be there, and must find the rest.
+_LOST = 0.9
 _AIMED_ACCEPTANCE = 0.65
 
 
@@ -101,7 +107,8 @@ class Descent(NamedTuple):
         correction = -(self.num + 1.0) * jnp.log1p(-1.0 / n)
         apart = jnp.maximum(1.0 - jnp.sum(jnp.square(share)), 1e-30)
         variance = -jnp.expm1(correction + jnp.log(apart))
-        return jnp.sqrt(jnp.maximum(variance, 1.0 / n))
+        error = jnp.sqrt(jnp.maximum(variance, 1.0 / n))
+        return jnp.where(jnp.isfinite(self.log_evidence), error, 1.0)
 
 
 class _Carry(NamedTuple):
@@ -112,6 +119,7 @@ class _Carry(NamedTuple):
     step_size: jax.Array
     position: jax.Array
     evaluation: Evaluation
+    has_edge: jax.Array  # whether the density ends somewhere at this level
     ancestor: jax.Array
     attempts: jax.Array
     num: jax.Array
@@ -168,6 +176,7 @@ def descend(
         step_size=jnp.asarray(0.3, dtype),
         position=top,
         evaluation=at_top,
+        has_edge=jnp.array(False),
         ancestor=jnp.arange(num_particles),
         attempts=jnp.zeros((), int),
         num=jnp.zeros((), int),
@@ -223,6 +232,7 @@ class _Crossed(NamedTuple):
     log_weight: jax.Array
     size: jax.Array  # what the weights leave, as a part of the particles
     spread: jax.Array
+    has_edge: jax.Array
 
 
 def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
@@ -232,9 +242,13 @@ def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
     segment = segment_between(t, carry.t, mean_square(upper.score))
     noise = jr.normal(key, x.shape, x.dtype)
     each = jax.vmap(sample_start, in_axes=(None, 0, 0, 0))
-    is_scaled = jnp.arange(n) % 2 == 1
+    is_second = jnp.arange(n) % 2 == 1
+    is_scaled = is_second | carry.has_edge
+    # along with the signal, as modes move; or so that the likelihood is asked where it
+    # was before, and no edge is crossed
+    factor = jnp.where(is_second, 1.0 / segment.a, segment.a)
     z = jnp.where(
-        is_scaled[:, None], x / segment.a, each(segment, x, upper.score, noise)
+        is_scaled[:, None], factor[:, None] * x, each(segment, x, upper.score, noise)
     )
     at_z = jax.vmap(path, in_axes=(0, None))(z, level)
 
@@ -243,16 +257,29 @@ def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
 
     by_proposal = jax.vmap(proposal_ratio)(z, x, upper.score)
     log_weight = at_z.log_density - upper.log_density
-    log_weight += jnp.where(is_scaled, -dim * jnp.log(segment.a), by_proposal)
-    log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+    log_weight += jnp.where(is_scaled, _log_volume_of_scaling(factor, dim), by_proposal)
+    # +inf: from where there is no density; if that is all of them, all go on
+    log_weight = jnp.where(log_weight < jnp.inf, log_weight, -jnp.inf)
     sizes = jnp.stack(
         [
             _size(jnp.where(kind, log_weight, -jnp.inf))
-            for kind in (is_scaled, ~is_scaled)
+            for kind in (is_second, ~is_second)
         ]
     )
     best = jnp.clip(2.0 * jnp.max(sizes), 1e-6, 1.0)
-    return _Crossed(z, at_z, log_weight, _size(log_weight), jnp.sqrt(-jnp.log(best)))
+    lost = jnp.mean(~jnp.isfinite(at_z.log_density))
+    return _Crossed(
+        position=z,
+        evaluation=at_z,
+        log_weight=log_weight,
+        size=_size(log_weight),
+        spread=jnp.sqrt(-jnp.log(best)),
+        has_edge=(carry.has_edge | (lost > _AT_AN_EDGE)) & (lost < _LOST),
+    )
+
+
+def _log_volume_of_scaling(factor: jax.Array, dim: int) -> jax.Array:
+    return dim * jnp.log(factor)
 
 
 def _arrive(key, carry: _Carry, t, crossed: _Crossed, path, level, inner, num_moves):
@@ -295,6 +322,7 @@ def _arrive(key, carry: _Carry, t, crossed: _Crossed, path, level, inner, num_mo
         step_size=step_size,
         position=x,
         evaluation=evaluation,
+        has_edge=crossed.has_edge,
         ancestor=carry.ancestor[chosen],
         num=place,
         times=carry.times.at[place].set(t),
@@ -352,12 +380,18 @@ def _tamed(scores: jax.Array) -> jax.Array:
 
 
 def systematic(key: jax.Array, log_weight: jax.Array) -> jax.Array:
-    """Systematic resampling: n indices; all of them where no weight is positive."""
+    """Systematic resampling: n indices; all of them where no weight is positive.
+
+    A weight that is not finite counts as none.
+    """
     n = log_weight.shape[0]
+    log_weight = jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf)
     usable = jnp.any(jnp.isfinite(log_weight))
     shares = jax.nn.softmax(jnp.where(usable, log_weight, 0.0))
     points = (jnp.arange(n) + jr.uniform(key, (), shares.dtype)) / n
-    return jnp.clip(jnp.searchsorted(jnp.cumsum(shares), points), 0, n - 1)
+    # rounded, they do not sum to 1: the last point must not fall behind all of them
+    total = jnp.cumsum(shares)
+    return jnp.clip(jnp.searchsorted(total, points * total[-1]), 0, n - 1)
 
 
 def _size(log_weight: jax.Array) -> jax.Array:

@@ -59,4 +59,5 @@ def test_what_is_added_for_a_root_follows_each_coordinates_units():
         diagonal_of(definite(matrix)) / diagonal_of(matrix), 1.0, rtol=1e-4
     )
     root, inverse = roots(definite(matrix / jnp.outer(sd, sd)[None]))
-    assert np.all(np.isfinite(root)) and np.all(np.isfinite(inverse))
+    assert np.all(np.isfinite(root))
+    assert np.all(np.isfinite(inverse))
