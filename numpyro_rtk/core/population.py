@@ -250,6 +250,7 @@ def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
     z = jnp.where(
         is_scaled[:, None], factor[:, None] * x, each(segment, x, upper.score, noise)
     )
+    z = jnp.where(jnp.isfinite(z), z, x)  # a proposal without a score is not made
     at_z = jax.vmap(path, in_axes=(0, None))(z, level)
 
     def proposal_ratio(z, x, score):
@@ -353,8 +354,11 @@ def share_of(descent: Descent, membership: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def mean_square(scores: jax.Array) -> jax.Array:
-    """Per coordinate of scores ``(n, dim)``; a few wild ones do not set the scale."""
-    return jnp.nanmean(jnp.square(_tamed(scores)), axis=0)
+    """Per coordinate of scores ``(n, dim)``; a few wild ones do not set the scale.
+
+    1, as at the reference, where none is known.
+    """
+    return jnp.nan_to_num(jnp.nanmean(jnp.square(_tamed(scores)), axis=0), nan=1.0)
 
 
 def _mean_product(scores: jax.Array, dense: bool) -> jax.Array:
