@@ -49,6 +49,8 @@ _NUM_STEPS = 40  # of EM
 _LEAST_WEIGHT = 0.02
 # A window's draws count against this part of what a component rested on before.
 _MEMORY = 0.5
+# A component with fewer of a window's draws stays as it was.
+_VISITED = 1.0
 
 
 class Modes(NamedTuple):
@@ -193,10 +195,10 @@ def add_draws(tally: ModeTally, modes: Modes, x: jax.Array) -> ModeTally:
 
 def refit_modes(modes: Modes, tally: ModeTally, floor: jax.Array) -> Modes:
     """The mixture after a window's draws; what none has visited stays as it was."""
-    before = _MEMORY * modes.count
+    visited = tally.count > _VISITED
+    before = jnp.where(visited, _MEMORY, 1.0) * modes.count
     total = before + tally.count
-    usable = total > 1e-3
-    safe = jnp.where(usable, total, 1.0)
+    safe = jnp.where(visited, total, 1.0)
     shift = tally.sum / safe[:, None]
     square = tally.square + modes.covariance * like(before, modes.covariance)
     if square.ndim == 2:
@@ -204,11 +206,13 @@ def refit_modes(modes: Modes, tally: ModeTally, floor: jax.Array) -> Modes:
     else:
         spread = square / safe[:, None, None] - shift[:, :, None] * shift[:, None, :]
     mean = modes.mean + shift
-    weight = before / jnp.sum(before) + tally.count / jnp.maximum(
+    weight = modes.count / jnp.sum(modes.count) + tally.count / jnp.maximum(
         jnp.sum(tally.count), 1.0
     )
-    new = _with_roots(weight, mean, spread, total, floor)
-    return jax.tree.map(lambda a, b: jnp.where(like(usable, a), a, b), new, modes)
+    # what was known before has been widened already
+    new = _with_roots(weight, mean, spread, total, floor, tally.count / safe)
+    kept = jax.tree.map(lambda a, b: jnp.where(like(visited, a), a, b), new, modes)
+    return kept._replace(log_weight=new.log_weight)
 
 
 def moved_modes(modes: Modes, shift: jax.Array, factor: jax.Array) -> Modes:
@@ -258,14 +262,14 @@ def _maximise(sums: ModeTally, floor: jax.Array) -> Modes:
     )
 
 
-def _with_roots(weight, mean, spread, count, floor) -> Modes:
-    """Normalised weights, and covariances that can be drawn from."""
+def _with_roots(weight, mean, spread, count, floor, part=1.0) -> Modes:
+    """Normalised weights, and covariances that can be drawn from; ``part`` is new."""
     dim = mean.shape[1]
     weight = jnp.where(count > 1.0, weight / jnp.sum(weight), 0.0)
     weight = jnp.maximum(weight, _LEAST_WEIGHT * (count > 1.0)) + 1e-12
     log_weight = jnp.log(weight / jnp.sum(weight))
     # what is known from few points may be wider than it looks: as the predictive law
-    wider = 1.0 + jnp.minimum((dim + 1.0) / jnp.maximum(count, 1.0), 3.0)
+    wider = 1.0 + part * jnp.minimum((dim + 1.0) / jnp.maximum(count, 1.0), 3.0)
     spread = shrunk(spread * like(wider, spread), jnp.maximum(count, 1.0))
     variance = jnp.maximum(diagonal_of(spread), floor[None])
     if spread.ndim == 2:

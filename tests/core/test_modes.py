@@ -144,14 +144,15 @@ def test_draws_move_their_own_component_and_no_other(dense):
     assert not np.any(visited & far)
     for name in ("mean", "covariance", "root"):
         new_rows, rows = (np.asarray(getattr(m, name))[far] for m in (new, modes))
-        np.testing.assert_allclose(new_rows, rows, rtol=0.05, atol=0.02)
+        np.testing.assert_array_equal(new_rows, rows)
     before, after = (
         np.abs(np.asarray(m.mean)[visited] - shifted.mean(axis=0)) for m in (modes, new)
     )
     weight = np.asarray(tally.count)[visited, None]
     assert np.sum(weight * after) < 0.6 * np.sum(weight * before)
     # what it rests on is half of what it was, and the draws
-    np.testing.assert_allclose(new.count, 0.5 * modes.count + tally.count, rtol=1e-4)
+    rests_on = jnp.where(visited, 0.5 * modes.count + tally.count, modes.count)
+    np.testing.assert_allclose(new.count, rests_on, rtol=1e-4)
     # the weight goes towards what the draws say, and the far mode keeps some
     kept = np.exp(np.asarray(new.log_weight))[far].sum()
     assert 0.2 < kept < 0.5
@@ -159,13 +160,14 @@ def test_draws_move_their_own_component_and_no_other(dense):
 
 
 def test_a_window_without_draws_changes_no_component():
+    """Nor do ten of them: what a chain has not found yet is not to be forgotten."""
     modes, _ = fitted()
-    new = refit_modes(modes, empty_mode_tally(modes), FLOOR)
-    np.testing.assert_allclose(new.mean, modes.mean, rtol=1e-5)
-    sd = np.sqrt(np.asarray(jnp.diagonal(modes.covariance, axis1=1, axis2=2)))
-    change = np.asarray(new.covariance - modes.covariance)
-    # widened again for the half of what it rests on
-    assert np.all(np.abs(change) < 0.1 * sd[:, :, None] * sd[:, None, :] + 1e-7)
+    new = modes
+    for _ in range(10):
+        new = refit_modes(new, empty_mode_tally(new), FLOOR)
+    for name in ("mean", "covariance", "root", "inverse_root", "count"):
+        np.testing.assert_array_equal(getattr(new, name), getattr(modes, name))
+    np.testing.assert_allclose(new.log_weight, modes.log_weight, atol=0.05)
 
 
 @pytest.mark.parametrize("dense", [False, True])

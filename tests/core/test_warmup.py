@@ -230,7 +230,7 @@ def stacked(*runs):
 
 
 def test_a_finer_run_is_taken_where_it_found_clearly_more():
-    """Beyond .2 nats and the errors; a run whose particles have one ancestor proves none."""
+    """Beyond .2 nats and the errors; a run that goes back to one ancestor proves none."""
     many, one = np.arange(1000), np.zeros(1000, int)
     few = np.repeat(np.arange(10), 100)
     cases = [
