@@ -262,7 +262,9 @@ def _maximise(sums: ModeTally, floor: jax.Array) -> Modes:
     )
 
 
-def _with_roots(weight, mean, spread, count, floor, part=1.0) -> Modes:
+def _with_roots(
+    weight, mean, spread, count, floor, part: jax.Array | float = 1.0
+) -> Modes:
     """Normalised weights, and covariances that can be drawn from; ``part`` is new."""
     dim = mean.shape[1]
     weight = jnp.where(count > 1.0, weight / jnp.sum(weight), 0.0)

@@ -251,6 +251,21 @@ def test_edges_that_were_not_tried_do_not_count(key):
         np.testing.assert_array_equal(getattr(after, name), getattr(tally, name))
 
 
+def test_plain_swaps_show_nothing_of_the_start():
+    """They count as trials, and for the bridge; a residual of theirs fits no start."""
+    current = settings()
+    rows = jnp.ones((4, K, DIM))
+    is_swap = jnp.zeros((4, K)).at[1:, 0].set(1.0)
+    tally = sums_of(current, 9.0 * rows, rows, rows, [0.25] * K, is_swap)
+    np.testing.assert_array_equal(tally.count, 4.0)
+    np.testing.assert_array_equal(tally.count_rtk, [1.0, 4.0, 4.0, 4.0])
+    np.testing.assert_allclose(tally.rejection, 3.0)
+    np.testing.assert_allclose(tally.rejection_rtk, [0.75, 3.0, 3.0, 3.0])
+    np.testing.assert_allclose(tally.sum_u[0], 1.0)
+    np.testing.assert_allclose(tally.sum_u[1:], 4.0)
+    assert np.all(tally.bridge_down > 0.0)
+
+
 def test_bridge_centre_steps_to_the_log_ratio(key):
     """Normal works with E[e^W] = e: of mean 1 - s**2 / 2 down and 1 + s**2 / 2 up."""
     n, sd, current = 20_000, 1.3, settings()
