@@ -125,7 +125,7 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
     Bridge sampling (Bennett 1976) over both directions of every exchange. The evidence is
     that of the model with the learned prior as it is normalised. The error is the larger
     of batch means within chains and the spread between chains, and grows by what the
-    estimate is away from the population's, beyond twice the error of that: such a
+    estimate is below the population's, beyond twice the error of that: such a
     difference is that of a mode which the chains have lost. A mode that neither has
     reached it cannot know of. Where nothing passes some edge, the error is ``inf``.
 
@@ -137,7 +137,7 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
     """
     value, error = _bridge(mcmc)
     found, found_error = _population_evidence(mcmc)
-    beyond = max(abs(value - found) - 2.0 * found_error, 0.0)
+    beyond = max(found - value - 2.0 * found_error, 0.0)
     return value, float(np.hypot(error, beyond))
 
 
@@ -330,12 +330,13 @@ def _says_chains_disagree(run: _Run) -> str | None:
 
 def _says_other_evidence(run: _Run) -> str | None:
     (value, _), (found, error) = run.evidence, run.found_evidence
-    if not np.isfinite(error) or not abs(value - found) > max(3.0 * error, 0.3):
+    # a run with more has found what the population lost
+    if not np.isfinite(error) or not found - value > max(3.0 * error, 0.3):
         return None
     return (
-        f"The run's log evidence, {value:.2f}, is not the population's, {found:.2f} +- "
-        f"{error:.2f}: one of them has missed modes, or the population was too small for "
-        "this posterior. Compare with `rtk.check_modes(mcmc)`."
+        f"The run's log evidence, {value:.2f}, is below the population's, {found:.2f} +- "
+        f"{error:.2f}: the chains have lost modes that the population saw, or it was too "
+        "small for this posterior. Compare with `rtk.check_modes(mcmc)`."
     )
 
 

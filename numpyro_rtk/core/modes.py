@@ -49,6 +49,8 @@ _NUM_STEPS = 40  # of EM
 _LEAST_WEIGHT = 0.02
 # A window's draws count against this part of what a component rested on before.
 _MEMORY = 0.5
+# A component with fewer of a window's draws stays as it was.
+_VISITED = 1.0
 
 
 class Modes(NamedTuple):
@@ -124,11 +126,11 @@ def fit_modes(
 
     def seed(distance, key):
         chosen = jr.categorical(key, jnp.log(distance + 1e-30))
-        new = jnp.sum(jnp.square(x - x[chosen]) / spread, axis=1)
+        new = jnp.sum(jnp.square(x - x[chosen][None]) / spread[None], axis=1)
         return jnp.minimum(distance, new), x[chosen]
 
     _, mean = jax.lax.scan(seed, jnp.ones(n, x.dtype), keys)
-    apart = jnp.sum(jnp.square(x[:, None] - mean[None]) / spread, axis=-1)
+    apart = jnp.sum(jnp.square(x[:, None] - mean[None]) / spread[None, None], axis=-1)
     nearest = jax.nn.one_hot(jnp.argmin(apart, axis=1), num_components, dtype=x.dtype)
 
     def step(_, shares):
@@ -193,10 +195,10 @@ def add_draws(tally: ModeTally, modes: Modes, x: jax.Array) -> ModeTally:
 
 def refit_modes(modes: Modes, tally: ModeTally, floor: jax.Array) -> Modes:
     """The mixture after a window's draws; what none has visited stays as it was."""
-    before = _MEMORY * modes.count
+    visited = tally.count > _VISITED
+    before = jnp.where(visited, _MEMORY, 1.0) * modes.count
     total = before + tally.count
-    usable = total > 1e-3
-    safe = jnp.where(usable, total, 1.0)
+    safe = jnp.where(visited, total, 1.0)
     shift = tally.sum / safe[:, None]
     square = tally.square + modes.covariance * like(before, modes.covariance)
     if square.ndim == 2:
@@ -204,31 +206,32 @@ def refit_modes(modes: Modes, tally: ModeTally, floor: jax.Array) -> Modes:
     else:
         spread = square / safe[:, None, None] - shift[:, :, None] * shift[:, None, :]
     mean = modes.mean + shift
-    weight = before / jnp.sum(before) + tally.count / jnp.maximum(
+    weight = modes.count / jnp.sum(modes.count) + tally.count / jnp.maximum(
         jnp.sum(tally.count), 1.0
     )
-    new = _with_roots(weight, mean, spread, total, floor)
-    return jax.tree.map(lambda a, b: jnp.where(like(usable, a), a, b), new, modes)
+    # what was known before has been widened already
+    new = _with_roots(weight, mean, spread, total, floor, tally.count / safe)
+    kept = jax.tree.map(lambda a, b: jnp.where(like(visited, a), a, b), new, modes)
+    return kept._replace(log_weight=new.log_weight)
 
 
 def moved_modes(modes: Modes, shift: jax.Array, factor: jax.Array) -> Modes:
     """The same mixture of ``factor * x + shift``, both ``(dim,)``."""
-    outer = factor**2
-    if modes.covariance.ndim == 3:
-        outer = factor[:, None] * factor[None, :]
-    stretch_rows = lambda r: r * (factor[:, None] if r.ndim == 3 else factor)
-    shrink_columns = lambda r: r / factor
+    # along the rows and the columns of matrices; diagonals have one axis less
+    rows, columns = factor[None, :, None], factor[None, None, :]
+    if modes.covariance.ndim == 2:
+        rows, columns = factor[None], factor[None]
     return modes._replace(
-        mean=factor * modes.mean + shift,
-        covariance=modes.covariance * outer,
-        root=stretch_rows(modes.root),
-        inverse_root=shrink_columns(modes.inverse_root),
+        mean=factor[None] * modes.mean + shift[None],
+        covariance=modes.covariance * rows * columns,
+        root=modes.root * rows,
+        inverse_root=modes.inverse_root / columns,
     )
 
 
 def _by_component(modes: Modes, x: jax.Array) -> jax.Array:
     """``log w_j N(x; ...)``, ``(M,)``."""
-    z = jax.vmap(stretch)(modes.inverse_root, x - modes.mean)
+    z = jax.vmap(stretch)(modes.inverse_root, x[None] - modes.mean)
     volume = jnp.sum(jnp.log(diagonal_of(modes.inverse_root)), axis=-1)
     return (
         modes.log_weight + volume - 0.5 * (jnp.sum(z**2, axis=-1) + x.size * _LOG_2PI)
@@ -259,21 +262,23 @@ def _maximise(sums: ModeTally, floor: jax.Array) -> Modes:
     )
 
 
-def _with_roots(weight, mean, spread, count, floor) -> Modes:
-    """Normalised weights, and covariances that can be drawn from."""
+def _with_roots(
+    weight, mean, spread, count, floor, part: jax.Array | float = 1.0
+) -> Modes:
+    """Normalised weights, and covariances that can be drawn from; ``part`` is new."""
     dim = mean.shape[1]
     weight = jnp.where(count > 1.0, weight / jnp.sum(weight), 0.0)
     weight = jnp.maximum(weight, _LEAST_WEIGHT * (count > 1.0)) + 1e-12
     log_weight = jnp.log(weight / jnp.sum(weight))
     # what is known from few points may be wider than it looks: as the predictive law
-    wider = 1.0 + jnp.minimum((dim + 1.0) / jnp.maximum(count, 1.0), 3.0)
+    wider = 1.0 + part * jnp.minimum((dim + 1.0) / jnp.maximum(count, 1.0), 3.0)
     spread = shrunk(spread * like(wider, spread), jnp.maximum(count, 1.0))
-    variance = jnp.maximum(diagonal_of(spread), floor)
+    variance = jnp.maximum(diagonal_of(spread), floor[None])
     if spread.ndim == 2:
         root = jnp.sqrt(variance)
         return Modes(log_weight, mean, variance, root, 1.0 / root, count)
     eye = jnp.eye(dim, dtype=mean.dtype)
-    spread = spread * (1.0 - eye) + jax.vmap(jnp.diag)(variance)
+    spread = spread * (1.0 - eye)[None] + jax.vmap(jnp.diag)(variance)
     sd = jnp.sqrt(variance)
     scaled = spread / (sd[:, :, None] * sd[:, None, :])
     root, inverse = roots(definite(scaled))

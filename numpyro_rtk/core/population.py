@@ -4,9 +4,11 @@ Particles at the top are draws of the standard normal. The ladder is found on th
 segment is as wide as leaves the particles' weights even enough, so that none is wider
 than the population found passable. Half of the particles cross it by the Gaussian
 proposal of the reverse transition kernel, half by a plain change of scale; both have
-weights, so whichever of them fits takes over. Then they are resampled and make local
-moves: a sequential Monte Carlo sampler (Del Moral, Doucet, Jasra, JRSS-B 2006), adaptive
-in its levels and step sizes.
+weights, so whichever of them fits takes over. Below a level whose density ends at an edge
+all are scaled, half of them the other way: the noising leads back over the edge, where no
+particle can have come from, and the proposal's weights would miss that part. Then they are
+resampled and make local moves: a sequential Monte Carlo sampler (Del Moral, Doucet, Jasra,
+JRSS-B 2006), adaptive in its levels and step sizes.
 
 The products of the mean weights estimate the normalising constants, without bias but for
 what the adaptation adds (of order 1 / n). How far they, and shares of particles, can be
@@ -42,12 +44,16 @@ __all__ = [
     "systematic",
 ]
 
-# Particles of the better kind whose weights are worth less than the first part of them have
-# gone too far in one step; the step is chosen to keep about the second.
-_LEAST_SIZE, _AIMED_SIZE = 0.35, 0.6
+# Particles whose weights are worth less than the first part of them have gone too far in
+# one step; the step is chosen to keep about the second.
+_LEAST_SIZE, _AIMED_SIZE = 0.3, 0.6
 # Steps in log noise-to-signal: the widest, and what is taken whatever the weights say.
 _WIDEST, _NARROWEST = 1.2, 0.03
 _MOST_ATTEMPTS = 400
+# Where more of the particles than this have come to no density, the level has edges.
+_AT_AN_EDGE = 0.01
+# Beyond this the few that are left only happened to be there, and must find the rest.
+_LOST = 0.9
 _AIMED_ACCEPTANCE = 0.65
 
 
@@ -101,7 +107,8 @@ class Descent(NamedTuple):
         correction = -(self.num + 1.0) * jnp.log1p(-1.0 / n)
         apart = jnp.maximum(1.0 - jnp.sum(jnp.square(share)), 1e-30)
         variance = -jnp.expm1(correction + jnp.log(apart))
-        return jnp.sqrt(jnp.maximum(variance, 1.0 / n))
+        error = jnp.sqrt(jnp.maximum(variance, 1.0 / n))
+        return jnp.where(jnp.isfinite(self.log_evidence), error, 1.0)
 
 
 class _Carry(NamedTuple):
@@ -112,6 +119,7 @@ class _Carry(NamedTuple):
     step_size: jax.Array
     position: jax.Array
     evaluation: Evaluation
+    has_edge: jax.Array  # whether the density ends somewhere at this level
     ancestor: jax.Array
     attempts: jax.Array
     num: jax.Array
@@ -133,6 +141,7 @@ def descend(
     dim: int,
     *,
     dense: bool = False,
+    thorough: bool = True,
     num_moves: int = 1,
     num_kept: int = 64,
     max_levels: int = 96,
@@ -149,6 +158,8 @@ def descend(
         num_particles: n, ``n (1 + num_moves * evals_per_step)`` evaluations a level.
         dim: length of a position.
         dense: whether curvatures are matrices.
+        thorough: whether a step must suit all particles, so that steps are narrow where one
+            of the two kinds fails; else the kind that it suits better.
         num_moves: local moves of each particle at each level.
         num_kept: m, particles of each level that are kept for the chains.
         max_levels: L; the last segment goes to level 0 whatever its weights.
@@ -168,6 +179,7 @@ def descend(
         step_size=jnp.asarray(0.3, dtype),
         position=top,
         evaluation=at_top,
+        has_edge=jnp.array(False),
         ancestor=jnp.arange(num_particles),
         attempts=jnp.zeros((), int),
         num=jnp.zeros((), int),
@@ -184,7 +196,7 @@ def descend(
         must_end = carry.num == max_levels - 1
         is_last = (noise < carry.last_noise) | must_end
         t = jnp.where(is_last, 0.0, time_from_noise_to_signal(noise))
-        crossed = _cross(key_cross, carry, t, path, level_at(t))
+        crossed = _cross(key_cross, carry, t, path, level_at(t), thorough)
         can_narrow = (carry.step > _NARROWEST) & ~must_end
         goes_on = (crossed.size > _LEAST_SIZE) | ~can_narrow
         carry = carry._replace(key=key, attempts=carry.attempts + 1)
@@ -221,21 +233,27 @@ class _Crossed(NamedTuple):
     position: jax.Array
     evaluation: Evaluation
     log_weight: jax.Array
-    size: jax.Array  # what the weights leave of the better kind, as a part of it
+    size: jax.Array  # what the weights leave, as a part of the particles
     spread: jax.Array
+    has_edge: jax.Array
 
 
-def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
+def _cross(key, carry: _Carry, t, path, level, thorough: bool) -> _Crossed:
     """Across one segment: every second particle by the proposal, the others scaled."""
     x, upper = carry.position, carry.evaluation
     n, dim = x.shape
     segment = segment_between(t, carry.t, mean_square(upper.score))
     noise = jr.normal(key, x.shape, x.dtype)
     each = jax.vmap(sample_start, in_axes=(None, 0, 0, 0))
-    is_scaled = jnp.arange(n) % 2 == 1
+    is_second = jnp.arange(n) % 2 == 1
+    is_scaled = is_second | carry.has_edge
+    # along with the signal, as modes move; or so that the likelihood is asked where it
+    # was before, and no edge is crossed
+    factor = jnp.where(is_second, 1.0 / segment.a, segment.a)
     z = jnp.where(
-        is_scaled[:, None], x / segment.a, each(segment, x, upper.score, noise)
+        is_scaled[:, None], factor[:, None] * x, each(segment, x, upper.score, noise)
     )
+    z = jnp.where(jnp.isfinite(z), z, x)  # a proposal without a score is not made
     at_z = jax.vmap(path, in_axes=(0, None))(z, level)
 
     def proposal_ratio(z, x, score):
@@ -243,16 +261,29 @@ def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
 
     by_proposal = jax.vmap(proposal_ratio)(z, x, upper.score)
     log_weight = at_z.log_density - upper.log_density
-    log_weight += jnp.where(is_scaled, -dim * jnp.log(segment.a), by_proposal)
-    log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+    log_weight += jnp.where(is_scaled, _log_volume_of_scaling(factor, dim), by_proposal)
+    # +inf: from where there is no density; if that is all of them, all go on
+    log_weight = jnp.where(log_weight < jnp.inf, log_weight, -jnp.inf)
     sizes = jnp.stack(
         [
             _size(jnp.where(kind, log_weight, -jnp.inf))
-            for kind in (is_scaled, ~is_scaled)
+            for kind in (is_second, ~is_second)
         ]
     )
     best = jnp.clip(2.0 * jnp.max(sizes), 1e-6, 1.0)
-    return _Crossed(z, at_z, log_weight, best, jnp.sqrt(-jnp.log(best)))
+    lost = jnp.mean(~jnp.isfinite(at_z.log_density))
+    return _Crossed(
+        position=z,
+        evaluation=at_z,
+        log_weight=log_weight,
+        size=_size(log_weight) if thorough else best,
+        spread=jnp.sqrt(-jnp.log(best)),
+        has_edge=(carry.has_edge | (lost > _AT_AN_EDGE)) & (lost < _LOST),
+    )
+
+
+def _log_volume_of_scaling(factor: jax.Array, dim: int) -> jax.Array:
+    return dim * jnp.log(factor)
 
 
 def _arrive(key, carry: _Carry, t, crossed: _Crossed, path, level, inner, num_moves):
@@ -295,6 +326,7 @@ def _arrive(key, carry: _Carry, t, crossed: _Crossed, path, level, inner, num_mo
         step_size=step_size,
         position=x,
         evaluation=evaluation,
+        has_edge=crossed.has_edge,
         ancestor=carry.ancestor[chosen],
         num=place,
         times=carry.times.at[place].set(t),
@@ -319,14 +351,17 @@ def share_of(descent: Descent, membership: jax.Array) -> tuple[jax.Array, jax.Ar
     """
     n = membership.shape[0]
     share = jnp.mean(membership, axis=0)
-    off = (membership - share) / n
+    off = (membership - share[None]) / n
     by_ancestor = jnp.zeros_like(off).at[descent.ancestor].add(off)
     return share, jnp.sqrt(jnp.sum(jnp.square(by_ancestor), axis=0))
 
 
 def mean_square(scores: jax.Array) -> jax.Array:
-    """Per coordinate of scores ``(n, dim)``; a few wild ones do not set the scale."""
-    return jnp.nanmean(jnp.square(_tamed(scores)), axis=0)
+    """Per coordinate of scores ``(n, dim)``; a few wild ones do not set the scale.
+
+    1, as at the reference, where none is known.
+    """
+    return jnp.nan_to_num(jnp.nanmean(jnp.square(_tamed(scores)), axis=0), nan=1.0)
 
 
 def _mean_product(scores: jax.Array, dense: bool) -> jax.Array:
@@ -346,17 +381,24 @@ def _tamed(scores: jax.Array) -> jax.Array:
     """
     # a trajectory that a learned score has lost does not count
     scores = jnp.where(jnp.isfinite(scores), scores, jnp.nan)
-    limit = 3.0 * jnp.nanquantile(jnp.abs(scores), 0.95, axis=0) + 1e-3
+    usual = jnp.nanquantile(jnp.abs(scores), 0.95, axis=0, keepdims=True)
+    limit = 3.0 * usual + 1e-3
     return jnp.clip(scores, -limit, limit)
 
 
 def systematic(key: jax.Array, log_weight: jax.Array) -> jax.Array:
-    """Systematic resampling: n indices; all of them where no weight is positive."""
+    """Systematic resampling: n indices; all of them where no weight is positive.
+
+    A weight that is not finite counts as none.
+    """
     n = log_weight.shape[0]
+    log_weight = jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf)
     usable = jnp.any(jnp.isfinite(log_weight))
     shares = jax.nn.softmax(jnp.where(usable, log_weight, 0.0))
     points = (jnp.arange(n) + jr.uniform(key, (), shares.dtype)) / n
-    return jnp.clip(jnp.searchsorted(jnp.cumsum(shares), points), 0, n - 1)
+    # rounded, they do not sum to 1: the last point must not fall behind all of them
+    total = jnp.cumsum(shares)
+    return jnp.clip(jnp.searchsorted(total, points * total[-1]), 0, n - 1)
 
 
 def _size(log_weight: jax.Array) -> jax.Array:

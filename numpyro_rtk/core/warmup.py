@@ -258,6 +258,7 @@ def first_adaptation(
             method.num_particles,
             dim,
             dense=method.dense,
+            thorough=dim <= _FEW_DIMENSIONS,
         )
 
     runs = jax.lax.map(down, (jr.split(key_down, len(variances)), variances))
@@ -296,6 +297,11 @@ def _found_more(runs: Descent) -> jax.Array:
     return jnp.argmax(jnp.where(gain > needed, gain, jnp.where(gain == 0.0, 0.0, -1.0)))
 
 
+def _weights_of(value: jax.Array) -> jax.Array:
+    """Of runs, by their log evidences; equal where none has found any."""
+    return jax.nn.softmax(jnp.where(jnp.any(value > -jnp.inf), value, 0.0))
+
+
 def _together(key, runs: Descent, found: Descent) -> tuple[jax.Array, Descent]:
     """Particles of all runs at level 0, each run by its evidence; chains start there.
 
@@ -303,7 +309,7 @@ def _together(key, runs: Descent, found: Descent) -> tuple[jax.Array, Descent]:
     """
     value = jax.vmap(lambda run: run.log_evidence)(runs)
     num_runs, n, dim = runs.position.shape
-    log_weight = jnp.repeat(jax.nn.log_softmax(value), n)
+    log_weight = jnp.repeat(jnp.log(_weights_of(value)), n)
     chosen = systematic(key, log_weight)
     chosen = chosen[jnp.linspace(0, len(chosen) - 1, n).astype(int)]
     points = runs.position.reshape(num_runs * n, dim)[chosen]
@@ -316,16 +322,16 @@ def _findings_of(runs: Descent, modes: Modes, num_informed: jax.Array) -> Findin
     """Evidence and shares of all runs together, and what they may be off by."""
     value = jax.vmap(lambda run: run.log_evidence)(runs)
     error = jax.vmap(lambda run: run.log_evidence_error)(runs)
-    weight = jax.nn.softmax(value)
+    weight = _weights_of(value)
     share, share_error = jax.vmap(
         lambda run: share_of(run, membership(modes, run.position))
     )(runs)
     mean = weight @ share
     # a run's share moves with its particles, and with the weight of the run
     parts = jnp.square(weight[:, None] * share_error) + jnp.square(
-        (weight * error)[:, None] * (share - mean)
+        (weight * error)[:, None] * (share - mean[None])
     )
-    apart = jnp.max(jnp.abs(share - mean), axis=0) / len(value)
+    apart = jnp.max(jnp.abs(share - mean[None]), axis=0) / len(value)
     return Findings(
         log_evidence=jax.nn.logsumexp(value) - np.log(len(value)),
         log_evidence_error=jnp.sqrt(jnp.sum(jnp.square(weight * error))),

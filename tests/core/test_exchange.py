@@ -21,7 +21,7 @@ from numpyro_rtk.core.exchange import (
     sweep,
 )
 from numpyro_rtk.core.mala import mala
-from numpyro_rtk.core.population import population_down
+from numpyro_rtk.core.pilot import population_down
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.uld import uld
 from tests.oracles import SKEWED, assert_mean, summaries, z_score
@@ -41,7 +41,7 @@ def path(u, level):
 
 
 @functools.cache
-def plan(poor=False):
+def plan(poor=False, swap_share=0.0):
     """A dense start that is deliberately not the best, or is poor."""
     a, v = np.exp(TIMES[:-1] - TIMES[1:]), -np.expm1(2.0 * (TIMES[:-1] - TIMES[1:]))
     # the top edge starts nearly from the whole of level 2, of spread about one
@@ -60,7 +60,9 @@ def plan(poor=False):
     # eager and NumPy: this may be called first while something is traced
     levels = (TIMES, np.exp(-TIMES), np.ones(4)), np.append(CONSTANTS, 0.0)
     scale = np.stack([np.array([[0.5, 0.0], [-0.1, 0.6]])] * 3)
-    settings = ExchangePlan(levels, edges, np.full(3, 0.7), scale)
+    settings = ExchangePlan(
+        levels, edges, np.full(3, 0.7), scale, np.full(3, swap_share)
+    )
     settings = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), settings)
     times, constants = settings.levels
     return settings._replace(levels=(paths.Levels(*times), constants))
@@ -75,13 +77,13 @@ def exact_replicas(n=N):
 
 
 @functools.cache
-def stepper(inner, num_sweeps, num_steps, exchange, poor=False):
-    one = functools.partial(_run, inner, num_sweeps, num_steps, exchange, poor)
+def stepper(inner, num_sweeps, num_steps=0, swap_share=0.0, poor=False):
+    one = functools.partial(_run, inner, num_sweeps, num_steps, swap_share, poor)
     return jax.jit(jax.vmap(one))
 
 
-def _run(inner, num_sweeps, num_steps, exchange, poor, key, position):
-    settings = jax.tree.map(jnp.asarray, plan(poor))
+def _run(inner, num_sweeps, num_steps, swap_share, poor, key, position):
+    settings = jax.tree.map(jnp.asarray, plan(poor, swap_share))
     evaluation = evaluate_all(path, settings.levels, position)
     phase = jnp.zeros(4, int).at[0].set(1)
     replicas = Replicas(position, evaluation, phase, jnp.zeros((), int))
@@ -96,16 +98,15 @@ def _run(inner, num_sweeps, num_steps, exchange, poor, key, position):
             inner,
             parity,
             num_steps=num_steps,
-            exchange=exchange,
         )
 
     noise = draw_sweeps(key, settings, inner, num_sweeps, num_steps)
     return jax.lax.scan(body, replicas, (noise, jnp.arange(num_sweeps) % 2))
 
 
-def run(key, inner=None, num_sweeps=4, num_steps=0, exchange="rtk", n=N, poor=False):
+def run(key, inner=None, num_sweeps=4, num_steps=0, swap_share=0.0, n=N, poor=False):
     inner = MALA if inner is None else inner
-    step = stepper(inner, num_sweeps, num_steps, exchange, poor)
+    step = stepper(inner, num_sweeps, num_steps, swap_share, poor)
     return step(jr.split(key, n), exact_replicas(max(n, N))[:n])
 
 
@@ -119,10 +120,11 @@ def paired_change(after):
 
 MALA, ULD = mala(num_leapfrog=1), uld(adjusted=True)
 KINDS = {
-    "mala": (MALA, 0, "rtk", False),
-    "uld": (ULD, 0, "rtk", False),
-    "inner steps": (MALA, 4, "rtk", True),
-    "swap": (MALA, 0, "swap", False),
+    "mala": (MALA, 0, 0.0, False),
+    "uld": (ULD, 0, 0.0, False),
+    "inner steps": (MALA, 4, 0.0, True),
+    "swap": (MALA, 0, 1.0, False),
+    "both": (MALA, 0, 0.5, False),
 }
 
 
@@ -132,14 +134,21 @@ def test_leaves_every_level_invariant(kind, key):
 
     Exchanges are neither always accepted nor never, so the test has something to see.
     """
-    inner, num_steps, exchange, poor = KINDS[kind]
+    inner, num_steps, swap_share, poor = KINDS[kind]
     after, info = run(
-        key, inner, num_steps=num_steps, exchange=exchange, poor=poor, num_sweeps=8
+        key, inner, num_steps=num_steps, swap_share=swap_share, poor=poor, num_sweeps=8
     )
     accept = np.nanmean(info.swap_accept_prob, axis=(0, 1))
-    least = 0.01 if exchange == "swap" else 0.1
+    least = 0.01 if swap_share == 1.0 else 0.1
     assert np.all((accept > least) & (accept < 0.95)), accept
     assert_mean(paired_change(np.asarray(after.position)))
+    tried = ~np.isnan(np.asarray(info.swap_accept_prob))
+    assert_mean(np.asarray(info.is_swap)[tried] - swap_share)
+    if swap_share == 0.5:  # both kinds pass, or only one of them were tested
+        for kind in (0.0, 1.0):
+            assert (
+                np.mean(np.asarray(info.swap_accept_prob)[info.is_swap == kind]) > 0.05
+            )
 
 
 BROKEN = {
@@ -150,7 +159,7 @@ BROKEN = {
             + 0.5 * jnp.sum(jnp.square(x - edge.a * z)) / edge.v
         ),
         0,
-        "rtk",
+        0.0,
     ),
     "no density of the start": (
         "work",
@@ -165,17 +174,30 @@ BROKEN = {
             )
         ),
         0,
-        "rtk",
+        0.0,
     ),
     "no density of the upper state": (
         "work",
         lambda edge, z, x, at_z, at_x: WORK(edge, z, x, at_z, at_x) + at_x.log_density,
         0,
-        "rtk",
+        0.0,
     ),
-    "inner steps not undone": ("_reverse_steps", "forget", 4, "rtk"),
+    "inner steps not undone": ("_reverse_steps", "forget", 4, 0.0),
+    "work of a start for a plain swap": (
+        "_work_of",
+        lambda is_swap, *rest: WORK(*rest),
+        0,
+        0.5,
+    ),
+    "work of a plain swap for a start": (
+        "_work_of",
+        lambda is_swap, *rest: WORK_OF(True, *rest),
+        0,
+        0.5,
+    ),
 }
-WORK, REVERSE = exchange_module.work, exchange_module._reverse_steps
+WORK, WORK_OF = exchange_module.work, exchange_module._work_of
+REVERSE = exchange_module._reverse_steps
 
 
 def _forgetful(*arguments):
@@ -192,7 +214,7 @@ def _forgetful(*arguments):
 @pytest.mark.parametrize("broken", BROKEN)
 def test_negative_controls(broken, key, monkeypatch):
     """The same statistic on a broken exchange is far beyond the threshold."""
-    name, wrong, num_steps, exchange = BROKEN[broken]
+    name, wrong, num_steps, swap_share = BROKEN[broken]
     wrong = _forgetful if wrong == "forget" else wrong
     monkeypatch.setattr(exchange_module, name, wrong)
     inner = mala(num_leapfrog=1)  # a new object: nothing compiled is shared
@@ -201,7 +223,7 @@ def test_negative_controls(broken, key, monkeypatch):
         inner,
         num_sweeps=30,
         num_steps=num_steps,
-        exchange=exchange,
+        swap_share=swap_share,
         poor=num_steps > 0,
         # the local moves hide much of a breakage, most of all with inner steps
         n=4 * N if num_steps else 2 * N,
@@ -210,8 +232,8 @@ def test_negative_controls(broken, key, monkeypatch):
     assert worst > 8.0, worst
 
 
-@pytest.mark.parametrize("exchange", ["rtk", "swap"])
-def test_works_give_the_normalising_constants(exchange, key):
+@pytest.mark.parametrize("swap_share", [0.0, 0.5, 1.0])
+def test_works_give_the_normalising_constants(swap_share, key):
     """The bridge finds every ratio of constants; z = 5.
 
     From exact draws, hence with independent works; its terms are bounded, while e^W may
@@ -220,7 +242,7 @@ def test_works_give_the_normalising_constants(exchange, key):
     expected = np.append(CONSTANTS, 0.0)
     expected = expected[:-1] - expected[1:]
     for parity in (0, 1):
-        step = stepper(MALA, parity + 1, 0, exchange)
+        step = stepper(MALA, parity + 1, 0, swap_share)
         _, info = step(jr.split(key, N), exact_replicas())
         down, up = np.asarray(info.down_work)[:, -1], np.asarray(info.up_work)[:, -1]
         for k in range(parity, 3, 2):
@@ -234,9 +256,7 @@ def test_works_give_the_normalising_constants(exchange, key):
 
 @pytest.mark.parametrize("parity", [0, 1])
 def test_only_edges_of_the_parity_are_tried(parity, key):
-    _, info = stepper(MALA, parity + 1, 0, "rtk")(
-        jr.split(key, 3), exact_replicas()[:3]
-    )
+    _, info = stepper(MALA, parity + 1)(jr.split(key, 3), exact_replicas()[:3])
     tried = ~np.isnan(np.asarray(info.swap_accept_prob)[:, -1])
     np.testing.assert_array_equal(tried, [np.arange(3) % 2 == parity] * 3)
 

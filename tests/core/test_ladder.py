@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import pytest
 from scipy.stats import norm
 
 from numpyro_rtk.core import ladder
@@ -28,13 +27,14 @@ def settings(times=TIMES, dim=DIM, dense=True):
     )
 
 
-def sums_of(current, lower, upper, score, accept_prob):
+def sums_of(current, lower, upper, score, accept_prob, is_swap=None):
     """A window's sums of n chains, ``(n, K, DIM)``; acceptances ``(K,)`` of the edges."""
     n = len(lower)
     each = jax.vmap(jax.vmap(start_mean), in_axes=(None, 0, 0))  # chains, edges
     info = SweepInfo(
         local_accept_prob=jnp.full((n, K), 0.6),
         swap_accept_prob=jnp.tile(jnp.asarray(accept_prob), (n, 1)),
+        is_swap=jnp.zeros((n, K)) if is_swap is None else is_swap,
         down_work=jnp.full((n, K), 1.0),
         up_work=jnp.full((n, K), 1.0),
         residual=lower - each(ladder.edges_of(current), upper, score),
@@ -167,46 +167,18 @@ def test_edges_put_the_widths_in():
     )
 
 
-@pytest.mark.parametrize("dim", [1, 3, 20])
-def test_roots_are_cholesky_roots(dim):
-    rng = np.random.default_rng(0)
-    matrices = rng.normal(size=(5, dim, dim))
-    matrices = matrices @ np.swapaxes(matrices, 1, 2) + 0.1 * np.eye(dim)
-    root, inverse = ladder._roots(jnp.asarray(matrices, jnp.float32))
-    np.testing.assert_allclose(root, np.linalg.cholesky(matrices), atol=1e-4)
-    np.testing.assert_allclose(
-        np.asarray(inverse) @ np.asarray(root),
-        np.tile(np.eye(dim), (5, 1, 1)),
-        atol=1e-4,
-    )
-
-
-def test_spurious_correlations_are_dropped_and_real_ones_kept():
-    """40 independent coordinates, 100 draws; then two that go together."""
-    rng = np.random.default_rng(1)
-    draws = rng.normal(size=(100, 40))
-    off = ~np.eye(40, dtype=bool)
-
-    def shrunk(x):
-        covariance = jnp.asarray(x.T @ x / len(x), jnp.float32)[None]
-        return np.asarray(ladder._shrunk(covariance, jnp.float32(len(x)))[0])
-
-    before = np.sqrt(np.mean(np.square(draws.T @ draws / 100)[off]))
-    after = np.sqrt(np.mean(np.square(shrunk(draws))[off]))
-    assert after < 0.4 * before
-    together = rng.normal(size=(4000, 2)) @ np.array([[1.0, 0.9], [0.0, 0.4]])
-    np.testing.assert_allclose(
-        shrunk(together), together.T @ together / 4000, rtol=0.01
-    )
-
-
 def after_windows(current, num_windows, count, rejection):
     """Settings after windows of ``count`` sweeps whose edges are refused as told."""
     for _ in range(num_windows):
         empty = ladder.empty_tally(current)
         counts = jnp.full(len(current.times) - 1, count)
         rates = jnp.asarray(rejection(current.times), jnp.float32)
-        tally = empty._replace(count=counts, rejection=rates * counts)
+        tally = empty._replace(
+            count=counts,
+            rejection=rates * counts,
+            count_rtk=counts,
+            rejection_rtk=rates * counts,
+        )
         current = ladder.next_settings(current, tally)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(current))
     return current
@@ -268,6 +240,7 @@ def test_edges_that_were_not_tried_do_not_count(key):
         nothing,
         nothing,
         nothing,
+        nothing,
         vectors,
         vectors,
         vectors,
@@ -276,6 +249,21 @@ def test_edges_that_were_not_tried_do_not_count(key):
     after = ladder.add_sweep(tally, info, jnp.zeros((2, K, DIM)), current.centre)
     for name in ("count", "rejection", "sum_e", "sum_ee", "sum_us", "bridge_down"):
         np.testing.assert_array_equal(getattr(after, name), getattr(tally, name))
+
+
+def test_plain_swaps_show_nothing_of_the_start():
+    """They count as trials, and for the bridge; a residual of theirs fits no start."""
+    current = settings()
+    rows = jnp.ones((4, K, DIM))
+    is_swap = jnp.zeros((4, K)).at[1:, 0].set(1.0)
+    tally = sums_of(current, 9.0 * rows, rows, rows, [0.25] * K, is_swap)
+    np.testing.assert_array_equal(tally.count, 4.0)
+    np.testing.assert_array_equal(tally.count_rtk, [1.0, 4.0, 4.0, 4.0])
+    np.testing.assert_allclose(tally.rejection, 3.0)
+    np.testing.assert_allclose(tally.rejection_rtk, [0.75, 3.0, 3.0, 3.0])
+    np.testing.assert_allclose(tally.sum_u[0], 1.0)
+    np.testing.assert_allclose(tally.sum_u[1:], 4.0)
+    assert np.all(tally.bridge_down > 0.0)
 
 
 def test_bridge_centre_steps_to_the_log_ratio(key):

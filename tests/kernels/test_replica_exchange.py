@@ -13,7 +13,6 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_rtk as rtk
-from numpyro_rtk.kernels.replica_exchange import _between_variances
 from numpyro_rtk.report import _disagreeing_edges
 from tests.kernels.conftest import MIXTURE, make_mcmc, model
 from tests.kernels.test_refusals import ScoreOnly
@@ -231,22 +230,6 @@ def test_diagnose_blames_the_prior_only_where_it_alone_counts(fall, blamed):
     log_likelihood = np.array([[0.0, -fall, -fall, -fall]])
     found = _disagreeing_edges(None, settings, log_likelihood)
     assert len(found) == blamed
-
-
-@pytest.mark.parametrize(
-    ("hardness", "expected"),
-    [
-        ([9.0, 4.0, 1.0, 2.0, 5.0], 10.0**0.25),  # vertex of 1, 4, 2: a quarter up
-        ([1.0, 2.0, 3.0, 4.0, 5.0], 0.01),  # at the end of the grid
-        ([5.0, 4.0, 3.0, 2.0, 1.0], 100.0),
-        ([3.0, 3.0, 3.0, 3.0, 3.0], 0.01),  # nothing to choose between
-    ],
-    ids=["between", "first", "last", "level"],
-)
-def test_the_variance_lies_between_those_of_the_pilot(hardness, expected):
-    grid, hardness = jnp.geomspace(0.01, 100.0, 5), jnp.array(hardness)
-    found = _between_variances(grid, hardness, jnp.argmin(hardness))
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_diagnose_refuses_other_kernels(finished):
