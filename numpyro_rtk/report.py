@@ -315,8 +315,9 @@ def _says_chains_disagree(run: _Run) -> str | None:
 
 
 def _says_other_evidence(run: _Run) -> str | None:
-    (value, _), (found, error) = run.evidence, run.found_evidence
-    if not abs(value - found) > max(3.0 * error, 0.3):
+    (value, own), (found, error) = run.evidence, run.found_evidence
+    # where nothing passes an edge the value lacks that edge: there is nothing to compare
+    if not (own < np.inf and abs(value - found) > max(3.0 * error, 0.3)):
         return None
     return (
         f"The run's log evidence, {value:.2f}, is not the population's, {found:.2f} +- "

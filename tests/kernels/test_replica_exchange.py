@@ -172,29 +172,6 @@ def test_diagnose_reports_numbers_and_problems(exchanged):
     assert np.isnan(report.prior_efficiency)  # it has an ordinary site
 
 
-def test_diagnose_finds_too_few_levels():
-    """Ten dimensions and a precise likelihood on two levels."""
-    wide = rtk.GaussianMixture(
-        np.full(2, 0.5), np.stack([-np.ones(10), np.ones(10)]), [0.1 * np.eye(10)] * 2
-    )
-
-    def precise(y):
-        x = numpyro.sample("x", rtk.LearnedPrior(wide))
-        numpyro.sample("y", dist.Normal(x[:5], 0.02).to_event(1), obs=y)
-
-    few = rtk.RTKReplicaExchange(precise, num_levels=2)
-    mcmc = make_mcmc(few)
-    mcmc.run(jr.key(0), jnp.ones(5))
-    report = rtk.diagnose(mcmc)
-    # the progress bar's own report warns, once
-    with pytest.warns(UserWarning, match=r"too few levels.*Set `num_levels=\d+`"):
-        few.get_diagnostics_str(mcmc.last_state)
-    few.get_diagnostics_str(mcmc.last_state)
-    assert report.suggested_levels > 3
-    assert any("Too few levels" in problem for problem in report.problems)
-    assert any("No replica has gone" in problem for problem in report.problems)
-
-
 def test_diagnose_says_when_importance_resampling_would_do():
     prior = rtk.LearnedPrior(MIXTURE)
 
@@ -229,6 +206,7 @@ def test_diagnose_blames_the_prior_only_where_it_alone_counts(fall, blamed):
         mean_score=[1.0, 0.2, 0.2],
         times=[0.0, 0.1, 1.0, 3.0],
         likelihood_variance=0.01,
+        swap_share=[0.0, 0.0, 0.0],
     )
     log_likelihood = np.array([[0.0, -fall, -fall, -fall]])
     found = _disagreeing_edges(None, settings, log_likelihood)
