@@ -372,8 +372,8 @@ def _says_far_out(run: _Run) -> str | None:
     return (
         "The posterior lies where the learned prior has few samples: "
         f"{100 * run.further_out:.1f} % of the prior's own draws are less probable than "
-        "the posterior's median. There the prior is an extrapolation, and the posterior leans "
-        "on it: learn it from rows that reach further, or widen it."
+        "the posterior's median. There the prior is an extrapolation, and the posterior "
+        "leans on it: learn it from rows that reach further, or widen it."
     )
 
 
