@@ -152,6 +152,8 @@ def test_a_density_alone_has_evidence_one():
         assert abs(means.mean() - f(truth).mean()) < 5 * error
     value, error = rtk.log_evidence(mcmc)
     assert abs(value) < 5 * error < 0.2
+    # no data, and so no mode that they could have narrowed
+    assert rtk.diagnose(mcmc).limits == ()
 
 
 def test_arviz(exchanged):

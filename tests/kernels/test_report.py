@@ -276,14 +276,16 @@ def edge():
         numpyro.sample("y", dist.Normal(x, 0.3).to_event(1), obs=y)
 
     kernel = rtk.RTKReplicaExchange(model, num_levels=5, num_particles=256)
-    return run(kernel, 0.1 * jnp.ones(5), warmup=60, draws=200)
+    return run(kernel, jnp.array([-0.2, 0.1, 0.1, 0.1, 0.1]), warmup=60, draws=200)
 
 
 @pytest.fixture(scope="module")
 def lines():
     """``(y in the middle of the prior's rows, y four sd out)``; the base is left."""
     rows = np.random.default_rng(0).normal(size=(500, 1))
-    learned, _ = rtk.fit(jr.key(0), rows, num_steps=50, progress_bar=False)
+    learned, _ = rtk.fit(
+        jr.key(0), rows, num_steps=50, learning_rate=1e-8, progress_bar=False
+    )
     assert not learned.uses_network
 
     def model(y, scale):
@@ -348,7 +350,7 @@ def test_a_hard_edge_is_no_divergence(edge):
     normal = lambda x, m, v: np.exp(-0.5 * (x - m) ** 2 / v) / np.sqrt(v)
     parts = [w * normal(0.1, m, 0.39) ** 4 for w, m in ((0.4, -1), (0.6, 1))]
     first = [
-        normal(grid, m, 0.3) * normal(grid, 0.1, 0.09) * (grid > 0) for m in (-1, 1)
+        normal(grid, m, 0.3) * normal(grid, -0.2, 0.09) * (grid > 0) for m in (-1, 1)
     ]
     density = sum(p * f for p, f in zip(parts, first, strict=True))
     density /= density.sum()
@@ -358,7 +360,7 @@ def test_a_hard_edge_is_no_divergence(edge):
     assert abs(means.mean() - density @ grid) < 8 * error
     # without the edge the mean is elsewhere: the test would see it
     free = sum(p * normal(grid, m, 0.3) for p, m in zip(parts, (-1, 1), strict=True))
-    free = free * normal(grid, 0.1, 0.09)
+    free = free * normal(grid, -0.2, 0.09)
     assert abs(means.mean() - free @ grid / free.sum()) > 8 * error
 
 
@@ -375,13 +377,14 @@ def test_modes_that_the_chains_have_lost(edge):
     assert "Chains disagree" in text(with_fields(edge, mode=split * np.ones(shape)))
 
 
-def test_an_evidence_that_is_not_the_populations(edge):
-    assert "is not the population's" not in text(edge)
-    value, error = rtk.log_evidence(edge)
-    twice = with_fields(edge, bridge_down=2.0 * edge._states["bridge_down"])
+def test_an_evidence_that_is_not_the_populations(lines):
+    middle, _ = lines
+    assert "is not the population's" not in text(middle)
+    value, error = rtk.log_evidence(middle)
+    twice = with_fields(middle, bridge_down=2.0 * middle._states["bridge_down"])
     assert "is not the population's" in text(twice)
     more, larger = rtk.log_evidence(twice)
-    np.testing.assert_allclose(more, value + 5 * np.log(2.0), atol=1e-3)
+    np.testing.assert_allclose(more, value + 4 * np.log(2.0), atol=1e-3)
     assert larger > 1.0 > 10 * error
 
 
@@ -397,11 +400,6 @@ def test_modes_that_are_not_excluded(edge, lines):
     assert "Not excluded: modes less than" in text(edge)
     assert "512 particles may lose them" in text(edge)
     assert "Not excluded" not in text(lines[0])
-
-
-def test_nothing_is_not_excluded_of_a_density_alone():
-    kernel = rtk.RTKReplicaExchange(score=TWO, num_levels=4, num_particles=128)
-    assert rtk.diagnose(run(kernel, draws=10, warmup=0)).limits == ()
 
 
 def test_a_weak_likelihood(lines, edge):
