@@ -49,6 +49,8 @@ _LEAST_SIZE, _AIMED_SIZE = 0.3, 0.6
 _WIDEST, _NARROWEST = 1.2, 0.03
 _MOST_ATTEMPTS = 400
 _AIMED_ACCEPTANCE = 0.65
+# Particles with which each segment looks for a hard edge.
+_NUM_AT_EDGE = 64
 
 
 class Descent(NamedTuple):
@@ -113,6 +115,7 @@ class _Carry(NamedTuple):
     position: jax.Array
     evaluation: Evaluation
     ancestor: jax.Array
+    has_edge: jax.Array  # seen so far: from then on only scaled particles count
     attempts: jax.Array
     num: jax.Array
     times: jax.Array
@@ -169,6 +172,7 @@ def descend(
         position=top,
         evaluation=at_top,
         ancestor=jnp.arange(num_particles),
+        has_edge=jnp.array(False),
         attempts=jnp.zeros((), int),
         num=jnp.zeros((), int),
         times=jnp.zeros(max_levels + 1, dtype).at[0].set(horizon),
@@ -184,10 +188,12 @@ def descend(
         must_end = carry.num == max_levels - 1
         is_last = (noise < carry.last_noise) | must_end
         t = jnp.where(is_last, 0.0, time_from_noise_to_signal(noise))
-        crossed = _cross(key_cross, carry, t, path, level_at(t))
+        crossed = _cross(key_cross, carry, t, path, level_at(t), level_at(carry.t))
         can_narrow = (carry.step > _NARROWEST) & ~must_end
         goes_on = (crossed.size > _LEAST_SIZE) | ~can_narrow
-        carry = carry._replace(key=key, attempts=carry.attempts + 1)
+        carry = carry._replace(
+            key=key, attempts=carry.attempts + 1, has_edge=crossed.has_edge
+        )
         moved = lambda: _arrive(
             key_move, carry, t, crossed, path, level_at(t), inner, num_moves
         )
@@ -213,7 +219,8 @@ def descend(
         position=end.position,
         evaluation=end.evaluation,
         ancestor=end.ancestor,
-        num_evals=num_particles * (end.attempts + end.num * (per_level - 1)),
+        num_evals=num_particles * (end.attempts + end.num * (per_level - 1))
+        + _NUM_AT_EDGE * end.attempts,
     )
 
 
@@ -221,15 +228,21 @@ class _Crossed(NamedTuple):
     position: jax.Array
     evaluation: Evaluation
     log_weight: jax.Array
-    size: jax.Array  # what the weights leave, as a part of the particles
+    size: jax.Array  # what the weights leave, as a part of the particles that count
     spread: jax.Array
+    has_edge: jax.Array
 
 
-def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
-    """Across one segment: every second particle by the proposal, the others scaled."""
+def _cross(key, carry: _Carry, t, path, level, level_above) -> _Crossed:
+    """Across one segment: every second particle by the proposal, the others scaled.
+
+    The proposal's weights are right where noise takes every particle of the lower level to
+    where the upper one has density. Beside a hard edge it does not: only the scaled count.
+    """
     x, upper = carry.position, carry.evaluation
     n, dim = x.shape
     segment = segment_between(t, carry.t, mean_square(upper.score))
+    key, key_edge, key_back = jr.split(key, 3)
     noise = jr.normal(key, x.shape, x.dtype)
     each = jax.vmap(sample_start, in_axes=(None, 0, 0, 0))
     is_scaled = jnp.arange(n) % 2 == 1
@@ -245,6 +258,17 @@ def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
     log_weight = at_z.log_density - upper.log_density
     log_weight += jnp.where(is_scaled, -dim * jnp.log(segment.a), by_proposal)
     log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+    of_scaled = jnp.where(is_scaled, log_weight, -jnp.inf)
+    some = some_of(z[systematic(key_edge, of_scaled)], _NUM_AT_EDGE)
+    back = segment.a * some + jnp.sqrt(segment.v) * jr.normal(
+        key_back, some.shape, x.dtype
+    )
+    at_back = jax.vmap(path, in_axes=(0, None))(back, level_above)
+    # the reference at the top has no edge
+    is_out = (carry.num > 0) & (n > 1) & jnp.any(~jnp.isfinite(at_back.log_density))
+    has_edge = carry.has_edge | is_out
+    share = jnp.where(has_edge, (n // 2) / n, 1.0)
+    log_weight = jnp.where(has_edge, of_scaled - jnp.log(share), log_weight)
     sizes = jnp.stack(
         [
             _size(jnp.where(kind, log_weight, -jnp.inf))
@@ -252,7 +276,14 @@ def _cross(key, carry: _Carry, t, path, level) -> _Crossed:
         ]
     )
     best = jnp.clip(2.0 * jnp.max(sizes), 1e-6, 1.0)
-    return _Crossed(z, at_z, log_weight, _size(log_weight), jnp.sqrt(-jnp.log(best)))
+    return _Crossed(
+        z,
+        at_z,
+        log_weight,
+        _size(log_weight) / share,
+        jnp.sqrt(-jnp.log(best)),
+        has_edge,
+    )
 
 
 def _arrive(key, carry: _Carry, t, crossed: _Crossed, path, level, inner, num_moves):

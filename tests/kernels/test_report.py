@@ -364,6 +364,24 @@ def test_a_hard_edge_is_no_divergence(edge):
     assert abs(means.mean() - free @ grid / free.sum()) > 8 * error
 
 
+def test_the_populations_evidence_beside_a_hard_edge(edge):
+    """2 x 256 particles; with particles that noise takes out of the support it is 1.4 low."""
+    grid = np.linspace(0, 4, 4001)
+    normal = lambda x, m, v: np.exp(-0.5 * (x - m) ** 2 / v) / np.sqrt(2 * np.pi * v)
+    first = lambda m: np.trapezoid(
+        normal(grid, m, 0.3) * normal(grid, -0.2, 0.09), grid
+    )
+    truth = np.log(
+        sum(w * normal(0.1, m, 0.39) ** 4 * first(m) for w, m in ((0.4, -1), (0.6, 1)))
+    )
+    report = rtk.diagnose(edge)
+    value, error = report.population_log_evidence
+    assert abs(value - truth) < 4 * error < 1.3
+    value, error = report.log_evidence
+    assert abs(value - truth) < 4 * error
+    assert "is not the population's" not in str(report)
+
+
 def test_modes_that_the_chains_have_lost(edge):
     whole = text(edge)
     assert "have lost modes" not in whole
