@@ -21,11 +21,9 @@ def lists_its_fields(cls: type[_T]) -> type[_T]:
     NumPyro looks for each of ``extra_fields`` as an attribute, and then as a key; without
     this the user reads "tuple indices must be integers".
     """
-    found = [
-        *cls._fields,
-        *(n for n, v in vars(cls).items() if isinstance(v, property)),
-    ]  # type: ignore[attr-defined]
-    names = [name for name in found if name not in _NOT_COLLECTED]
+    fields: tuple[str, ...] = vars(cls)["_fields"]
+    properties = (n for n, v in vars(cls).items() if isinstance(v, property))
+    names = [name for name in (*fields, *properties) if name not in _NOT_COLLECTED]
 
     def unknown(name: str) -> AttributeError:
         return AttributeError(

@@ -365,7 +365,7 @@ def test_a_hard_edge_is_no_divergence(edge):
 
 
 def test_the_populations_evidence_beside_a_hard_edge(edge):
-    """2 x 256 particles; with particles that noise takes out of the support it is 1.4 low."""
+    """2 x 256 particles; counting those of the proposal it is 1.4 too low."""
     grid = np.linspace(0, 4, 4001)
     normal = lambda x, m, v: np.exp(-0.5 * (x - m) ** 2 / v) / np.sqrt(2 * np.pi * v)
     first = lambda m: np.trapezoid(
