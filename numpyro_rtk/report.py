@@ -329,9 +329,11 @@ def _says_chains_disagree(run: _Run) -> str | None:
 
 
 def _says_other_evidence(run: _Run) -> str | None:
-    (value, _), (found, error) = run.evidence, run.found_evidence
-    # a run with more has found what the population lost
-    if not np.isfinite(error) or not found - value > max(3.0 * error, 0.3):
+    (value, own), (found, error) = run.evidence, run.found_evidence
+    # where nothing passes an edge the value lacks that edge; a run with more evidence has
+    # found what the population lost
+    is_known = own < np.inf and error < np.inf
+    if not (is_known and found - value > max(3.0 * error, 0.3)):
         return None
     return (
         f"The run's log evidence, {value:.2f}, is below the population's, {found:.2f} +- "

@@ -47,6 +47,7 @@ from numpyro_rtk.core.warmup import (
 )
 from numpyro_rtk.kernels.base import GIBBS_SITES, PathKernel
 from numpyro_rtk.kernels.problem import Bound
+from numpyro_rtk.kernels.state import lists_its_fields
 from numpyro_rtk.noise import Ladder, as_ladder, noise_variance, signal
 
 __all__ = ["ExchangeState", "RTKReplicaExchange", "Tuned"]
@@ -62,6 +63,7 @@ _NUM_PARTICLES, _FEW_PARTICLES, _MANY_DIMENSIONS = 1024, 256, 64
 _LARGEST_DENSE = 128
 
 
+@lists_its_fields
 class Tuned(NamedTuple):
     """What warm-up has tuned, as each chain sees it; ``extra_fields`` may ask for it.
 
@@ -89,6 +91,7 @@ class Tuned(NamedTuple):
         )
 
 
+@lists_its_fields
 class ExchangeState(NamedTuple):
     """State of :class:`RTKReplicaExchange`.
 

@@ -1,15 +1,49 @@
 """The state that NumPyro's driver carries from draw to draw."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from numpyro_rtk.core.adapt import Moments, StepSize, Trials
 from numpyro_rtk.core.multistep import Multistep
 
-__all__ = ["AdaptState", "RTKState"]
+__all__ = ["AdaptState", "RTKState", "lists_its_fields"]
+
+# The driver's own: the key, and what has no axis of chains.
+_NOT_COLLECTED = ("rng_key", "shared")
+
+_T = TypeVar("_T")
 
 
+def lists_its_fields(cls: type[_T]) -> type[_T]:
+    """A ``NamedTuple`` whose error for an unknown field says which there are.
+
+    NumPyro looks for each of ``extra_fields`` as an attribute, and then as a key; without
+    this the user reads "tuple indices must be integers".
+    """
+    fields: tuple[str, ...] = vars(cls)["_fields"]
+    properties = (n for n, v in vars(cls).items() if isinstance(v, property))
+    names = [name for name in (*fields, *properties) if name not in _NOT_COLLECTED]
+
+    def unknown(name: str) -> AttributeError:
+        return AttributeError(
+            f"`extra_fields` must be fields of the state: {names}; got {name!r}."
+        )
+
+    def missing(self, name):
+        raise unknown(name)
+
+    def item(self, index):
+        if isinstance(index, str):
+            raise unknown(index)
+        return tuple.__getitem__(self, index)
+
+    cls.__getattr__ = missing  # type: ignore[attr-defined]
+    cls.__getitem__ = item  # type: ignore[attr-defined]
+    return cls
+
+
+@lists_its_fields
 class AdaptState(NamedTuple):
     """What warm-up tunes; frozen afterwards.
 
@@ -39,6 +73,7 @@ class AdaptState(NamedTuple):
         return self.steps.current
 
 
+@lists_its_fields
 class RTKState(NamedTuple):
     """State of ``RTKMALA`` and ``RTKULD``; every field but the last two can be collected.
 

@@ -153,11 +153,6 @@ def test_refused_at_construction(case):
         build()
 
 
-def _without_prior(y):
-    x = numpyro.sample("x", dist.Normal())
-    numpyro.sample("y", dist.Normal(x), obs=y)
-
-
 def _discrete(y):
     k = numpyro.sample("k", dist.Bernoulli(0.5))
     x = numpyro.sample("x", rtk.LearnedPrior(MIXTURE))
@@ -185,7 +180,6 @@ def _observed_only(y):
 
 
 AT_RUN = {
-    "no learned prior": (_without_prior, ValueError, "LearnedPrior.*path="),
     "no latent site": (_observed_only, ValueError, "at least one latent site"),
     "discrete": (_discrete, ValueError, "'k' is discrete.*Sum it out"),
     "untraceable": (_untraceable, TypeError, "must be traceable.*jnp.where"),
