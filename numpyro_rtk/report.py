@@ -137,8 +137,8 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
     """
     value, error = _bridge(mcmc)
     found, found_error = _population_evidence(mcmc)
-    beyond = max(found - value - 2.0 * found_error, 0.0)
-    return value, float(np.hypot(error, beyond))
+    below = found - value - 2.0 * found_error
+    return value, float(np.hypot(error, below if 0.0 < below < np.inf else 0.0))
 
 
 def _population_evidence(mcmc: Any) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import copy
 import re
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -22,6 +23,8 @@ QUIET = report._Run(
     local=np.full(6, 0.65),
     trips=np.array([3.0, 4.0]),
     num_draws=100,
+    energy=np.full((2, 100), 3.0),
+    epsilon=1.2e-7,
     diverging=0.0,
     evidence=(-1.0, 0.05),
     found_evidence=(-1.1, 0.05),
@@ -87,11 +90,13 @@ SENTENCES = {
     ),
     "other evidence": (
         report._says_other_evidence,
-        r"-1\.00, is not the population's, -1\.40 \+- 0\.05",
-        {"found_evidence": (-1.4, 0.05)},
+        r"-1\.00, is below the population's, -0\.60 \+- 0\.05",
+        {"found_evidence": (-0.6, 0.05)},
         [
-            {"found_evidence": (-1.25, 0.01)},  # under .3 nats
-            {"found_evidence": (-1.5, 0.2)},  # within three errors
+            {"found_evidence": (-0.75, 0.01)},  # under .3 nats
+            {"found_evidence": (-0.5, 0.2)},  # within three errors
+            {"found_evidence": (-1.7, 0.05)},  # the run has found more
+            {"found_evidence": (-0.2, np.inf)},  # of too few ancestors
             # where it is unknown there is nothing to compare
             {"evidence": (8.0, np.inf)},
         ],
@@ -101,6 +106,21 @@ SENTENCES = {
         r"log evidence is unknown.*\(\d+ for an acceptance of a half\)",
         {"evidence": (8.0, np.inf)},
         [{"evidence": (8.0, 3.0)}],
+    ),
+    "no density": (
+        report._says_no_density,
+        r"50 % of the draws have no density",
+        {"energy": np.array([[3.0, np.inf], [3.0, np.inf]])},
+        [{"energy": np.array([[3.0, 900.0]])}],
+    ),
+    "coarse": (
+        report._says_coarse,
+        r"of size 1e\+07, which numbers of this type resolve to 1\.2 nats",
+        {"energy": np.array([[1e7, 1e7]])},
+        [
+            {"energy": np.array([[1e5]])},
+            {"energy": np.array([[1e7]]), "epsilon": 2e-16},
+        ],
     ),
     "stuck": (
         report._says_stuck,
@@ -173,7 +193,15 @@ def test_each_sentence_of_numbers(say, pattern, there, absent):
         assert say(QUIET._replace(**numbers)) is None
 
 
-def _bridge_run(by_chain, found, found_error, num_draws=100):
+class _Found(NamedTuple):
+    """What of the population's findings the evidence reads."""
+
+    log_evidence: float
+    log_evidence_error: float
+    num_ancestors: int
+
+
+def _bridge_run(by_chain, found, found_error, num_draws=100, num_ancestors=200):
     """A run of one edge whose chains estimate these log evidences; no error in a chain."""
     down = np.exp(np.asarray(by_chain))[:, None, None] * np.ones((1, num_draws, 1))
     fields = {
@@ -182,7 +210,9 @@ def _bridge_run(by_chain, found, found_error, num_draws=100):
         "swap_accept_prob": np.ones_like(down),
     }
     settings = SimpleNamespace(centre=np.zeros(1))
-    shared = SimpleNamespace(settings=settings, found=(found, found_error))
+    shared = SimpleNamespace(
+        settings=settings, found=_Found(found, found_error, num_ancestors)
+    )
     return SimpleNamespace(
         get_extra_fields=lambda group_by_chain: fields,
         last_state=SimpleNamespace(shared=shared),
@@ -195,7 +225,9 @@ def _bridge_run(by_chain, found, found_error, num_draws=100):
     [
         (-1.0, 0.2, 0.1),  # the same: that of the chains
         (-1.4, 0.2, 0.1),  # within twice the population's error
-        (-2.0, 0.2, np.hypot(0.1, 0.6)),  # 1 nat apart, of which .4 are its error
+        (-0.6, 0.2, 0.1),
+        (-2.0, 0.2, 0.1),  # the run has found more
+        (0.0, 0.2, np.hypot(0.1, 0.6)),  # 1 nat less, of which .4 are its error
         (0.0, 0.0, np.hypot(0.1, 1.0)),
         (np.nan, 0.2, 0.1),  # a population that knows nothing
         (-np.inf, 0.2, 0.1),
@@ -208,6 +240,12 @@ def test_the_evidences_error_grows_by_what_the_population_says(
     run = _bridge_run([-1.1, -0.9], found, found_error)
     value, own = rtk.log_evidence(run)
     np.testing.assert_allclose([value, own], [-1.0, error], rtol=1e-5)
+
+
+def test_a_population_of_few_ancestors_is_not_compared_with():
+    assert rtk.log_evidence(_bridge_run([-1.1, -0.9], 5.0, 0.1, num_ancestors=12))[
+        1
+    ] == pytest.approx(0.1)
 
 
 def test_the_evidence_is_unknown_where_nothing_passes():
@@ -293,7 +331,7 @@ def lines():
         numpyro.sample("y", dist.Normal(x[0], scale), obs=y)
 
     def one(y, scale):
-        kernel = rtk.RTKReplicaExchange(model, num_levels=4, num_particles=64)
+        kernel = rtk.RTKReplicaExchange(model, num_levels=4, num_particles=512)
         return run(kernel, jnp.array(y), jnp.array(scale))
 
     return one(0.0, 1.5), one(4.0, 0.2)
@@ -318,7 +356,7 @@ def test_a_run_that_gets_nowhere(sentence, bad, edge):
     assert sentence in text(bad)
     assert sentence not in text(edge)
     # of what is unknown nothing more is said
-    assert "is not the population's" not in text(bad)
+    assert "is below the population's" not in text(bad)
 
 
 def test_the_progress_bar_warns_of_few_levels_once(edge):
@@ -379,7 +417,7 @@ def test_the_populations_evidence_beside_a_hard_edge(edge):
     assert abs(value - truth) < 4 * error < 1.3
     value, error = report.log_evidence
     assert abs(value - truth) < 4 * error
-    assert "is not the population's" not in str(report)
+    assert "is below the population's" not in str(report)
 
 
 def test_modes_that_the_chains_have_lost(edge):
@@ -397,12 +435,12 @@ def test_modes_that_the_chains_have_lost(edge):
 
 def test_an_evidence_that_is_not_the_populations(lines):
     middle, _ = lines
-    assert "is not the population's" not in text(middle)
+    assert "is below the population's" not in text(middle)
     value, error = rtk.log_evidence(middle)
-    twice = with_fields(middle, bridge_down=2.0 * middle._states["bridge_down"])
-    assert "is not the population's" in text(twice)
-    more, larger = rtk.log_evidence(twice)
-    np.testing.assert_allclose(more, value + 4 * np.log(2.0), atol=1e-3)
+    half = with_fields(middle, bridge_down=0.5 * middle._states["bridge_down"])
+    assert "is below the population's" in text(half)
+    less, larger = rtk.log_evidence(half)
+    np.testing.assert_allclose(less, value - 4 * np.log(2.0), atol=1e-3)
     assert larger > 1.0 > 10 * error
 
 
