@@ -34,7 +34,8 @@ def shrunk(covariance: jax.Array, count: jax.Array) -> jax.Array:
     dim = covariance.shape[-1]
     variance = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 1e-30)
     sd = jnp.sqrt(variance)
-    correlation = covariance / (sd[:, :, None] * sd[:, None, :])
+    # of two or three draws a variance may be rounded to below 0
+    correlation = jnp.clip(covariance / (sd[:, :, None] * sd[:, None, :]), -1.0, 1.0)
     off = 1.0 - jnp.eye(dim, dtype=covariance.dtype)[None]
     observed = jnp.sum(jnp.square(correlation) * off, axis=(-2, -1))
     spurious = dim * (dim - 1.0) / jnp.maximum(count, 1.0)

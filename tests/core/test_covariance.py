@@ -7,6 +7,14 @@ import pytest
 from numpyro_rtk.core.covariance import definite, diagonal_of, like, roots, shrunk
 
 
+def test_variances_that_rounding_made_negative_stay_finite():
+    """Of two draws of a narrow edge; a root must exist all the same."""
+    for matrices in (jnp.full((2, 1, 1), -1e-9), -1e-9 * jnp.eye(3)[None]):
+        kept = shrunk(matrices, jnp.full(len(matrices), 2.0))
+        assert np.all(np.isfinite(kept))
+        assert np.all(np.isfinite(roots(definite(kept))[0]))
+
+
 @pytest.mark.parametrize("dim", [1, 3, 20])
 def test_roots_are_cholesky_roots(dim):
     rng = np.random.default_rng(0)

@@ -293,9 +293,9 @@ def with_fields(mcmc, **fields):
 
 @pytest.fixture(scope="module")
 def bad():
-    """Ten dimensions and a precise likelihood on two levels, with far too long steps."""
+    """Ten dimensions and a precise likelihood on one level, with far too long steps."""
     kernel = rtk.RTKReplicaExchange(
-        squares, num_levels=2, num_particles=128, step_size=30.0, exchange="swap"
+        squares, num_levels=1, num_particles=128, step_size=30.0, exchange="swap"
     )
     start = {"x": jnp.ones((4, 10))}
     return run(kernel, jnp.ones(5), warmup=0, draws=20, init_params=start)
@@ -446,8 +446,8 @@ def test_an_evidence_that_is_not_the_populations(lines):
 
 def test_a_gap(edge):
     assert "Little passes between" not in text(edge)
-    accept = np.array(edge._states["swap_accept_prob"])
-    accept[..., 3] *= 0.1
+    accept = np.full_like(edge._states["swap_accept_prob"], 0.6)
+    accept[..., 3] = 0.05
     other = text(with_fields(edge, swap_accept_prob=accept))
     assert "Little passes between levels 3 and 4" in other
 
