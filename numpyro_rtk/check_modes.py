@@ -169,12 +169,14 @@ def _problems(found: ModeCheck) -> list[str]:
             f"`RTKReplicaExchange(model, num_particles={found.num_particles})`, or longer."
         )
     errors = np.hypot(found.share_error, np.nan_to_num(found.run_share_error))
-    apart = np.abs(found.share - found.run_share)
+    # of what the run has at all: what it lacks it has spread over the rest
+    expected = found.share / max(1.0 - float(found.share[lost].sum()), 1e-6)
+    apart = np.abs(expected - found.run_share)
     differ = (apart > 4.0 * errors) & (apart > _APART) & ~lost
     for i in np.flatnonzero(differ):
         problems.append(
             f"Run and particles weigh the mode around {found.places[i]} differently: "
-            f"{found.run_share[i]:.2f} and {found.share[i]:.2f} +- "
+            f"{found.run_share[i]:.2f} and {expected[i]:.2f} +- "
             f"{found.share_error[i]:.2f}. Run longer, and check again with more "
             "`num_particles`."
         )

@@ -21,6 +21,7 @@ from scipy import stats
 
 import numpyro_rtk as rtk
 from numpyro_rtk.core import exchange
+from numpyro_rtk.kernels import replica_exchange
 
 NUM_DATA, NUM_DRAWS, THINNING, WARMUP = 240, 15, 12, 60
 SKEWED = rtk.GaussianMixture(
@@ -102,8 +103,10 @@ def test_ranks_are_uniform(model, key):
 
 @pytest.mark.slow
 def test_a_wrong_acceptance_is_seen(key, monkeypatch):
-    """Negative control: every swap is accepted, whatever its works."""
-    right = exchange._swap_work
-    monkeypatch.setattr(exchange, "_swap_work", lambda *a: 0.0 * right(*a))
+    """Negative control: every swap is accepted, whatever its works; nothing jumps."""
+    right = exchange._work_of
+    monkeypatch.setattr(exchange, "_work_of", lambda *a: 0.0 * right(*a))
+    stay = lambda key, replicas, *_: (replicas, jnp.zeros(()))
+    monkeypatch.setattr(replica_exchange, "_jump", stay)
     found = ranks(functools.partial(one_prior), key, num_levels=3, exchange="swap")
     assert min(p_values(found)) < 1e-8
