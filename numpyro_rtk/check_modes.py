@@ -16,7 +16,8 @@ from numpyro_rtk.report import log_evidence, lost_regions, narrowest_found
 __all__ = ["ModeCheck", "check_modes"]
 
 _MOST_DRAWS = 4000
-_APART = 0.05
+# Shares of regions that are parts of one mode differ by less than this by chance.
+_APART = 0.1
 
 
 class ModeCheck(NamedTuple):

@@ -318,8 +318,10 @@ def _says_chains_disagree(run: _Run) -> str | None:
     apart = run.shares.max(axis=0) - run.shares.min(axis=0)
     worst = int(apart.argmax())
     low, high = run.shares[:, worst].min(), run.shares[:, worst].max()
-    # of a mode that the worst chain visits a hundred times over, .3 are 5 errors apart
-    if apart[worst] < 0.3:
+    # short chains differ by chance: by four errors of independent draws, and then some
+    share = run.shares[:, worst].mean()
+    by_chance = 6.0 * np.sqrt(share * (1.0 - share) / run.num_draws)
+    if apart[worst] < max(0.3, by_chance):
         return None
     return (
         f"Chains disagree on the weight of a mode (around {run.places[worst]}: {low:.2f} "

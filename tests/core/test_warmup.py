@@ -124,12 +124,13 @@ def test_a_kind_that_was_not_tried_is_not_judged(share):
         )
 
 
-def test_levels_leave_to_no_edge_more_than_its_part_of_the_population():
+def test_levels_leave_to_no_edge_more_than_its_part_of_the_population(monkeypatch):
     """Draws of one mode find everything hard in one place, the population in another.
 
     Levels follow both: no edge may hold more than 1 / K of the whole, .3 of which is the
     population's: 1 / (.3 K) of its barrier at most. Without it one edge would hold all.
     """
+    monkeypatch.setattr(ladder, "_SHARE_OF_POPULATION", 0.3)
     current = settings()
     place = ladder.place_of(TIMES, current.likelihood_variance)
     # the draws: all in the lowest edge

@@ -85,6 +85,8 @@ SENTENCES = {
         [
             {"shares": np.array([[0.2, 0.8], [0.45, 0.55]])},
             {"shares": np.array([[0.1, 0.9]])},  # one chain alone
+            # few draws
+            {"shares": np.array([[0.1, 0.9], [0.5, 0.5]]), "num_draws": 30},
             {"shares": np.zeros((2, 0))},
         ],
     ),
