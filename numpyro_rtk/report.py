@@ -223,7 +223,10 @@ def _numbers_of(mcmc: Any) -> _Run:
     # sequential chains have a population, and so regions, each of their own
     is_shared = np.ndim(shared.found.share) == 1
     num = np.shape(shared.found.share)[-1] if is_shared else 0
-    shares = [np.bincount(chain, minlength=num) / len(chain) for chain in regions]
+    shares = np.zeros((len(regions), num))
+    if is_shared:
+        count = lambda chain: np.bincount(chain, minlength=num) / len(chain)
+        shares = np.array([count(chain) for chain in regions])
     return _Run(
         accept=accept.mean(axis=(0, 1)),
         local=_exchange_field(mcmc, "level_accept_prob").mean(axis=(0, 1)),
@@ -234,7 +237,7 @@ def _numbers_of(mcmc: Any) -> _Run:
         diverging=float(np.mean(_exchange_field(mcmc, "diverging"))),
         evidence=evidence,
         found_evidence=_population_evidence(mcmc),
-        shares=np.array(shares)[:, :num],
+        shares=shares,
         found_share=np.asarray(shared.found.share, np.float64)
         if is_shared
         else np.zeros(0),

@@ -358,9 +358,10 @@ class RTKReplicaExchange(PathKernel):
         """
         if self._problem.num_ordinary:
             return None
-        shared = state.shared
-        bound = self._problem.bind(model_args, model_kwargs, shared.loc, shared.scale)
-        ground = jax.tree.map(lambda leaf: leaf[0], self._plan(shared).levels)
+        nothing = jnp.zeros(0, state.replicas.dtype)
+        bound = self._problem.bind(model_args, model_kwargs, nothing, nothing)
+        # the same for every chain, also where each has levels of its own
+        ground = paths.levels_of(jnp.zeros(()), 1.0)
 
         def one(u):
             total = bound.path(u, ground).log_density

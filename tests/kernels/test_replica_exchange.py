@@ -86,6 +86,7 @@ def test_other_chain_methods(method):
     mcmc.run(jr.key(0), DATA)
     assert mcmc.get_samples(group_by_chain=True)["x"].shape == (2, 6, 2)
     assert np.isfinite(rtk.log_evidence(mcmc)[0])
+    assert "exchange: 5 edges" in str(rtk.diagnose(mcmc))  # a population for each chain
 
 
 def test_second_run_sees_new_data_without_new_warmup():
