@@ -11,7 +11,12 @@ from numpyro.infer import MCMC
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.core.modes import membership
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
-from numpyro_rtk.report import log_evidence, lost_regions, narrowest_found
+from numpyro_rtk.report import (
+    ENOUGH_ANCESTORS,
+    log_evidence,
+    lost_regions,
+    narrowest_found,
+)
 
 __all__ = ["ModeCheck", "check_modes"]
 
@@ -33,6 +38,8 @@ class ModeCheck(NamedTuple):
         log_evidence: of the population, and its standard error.
         run_log_evidence: of the run; NaN where its kernel gives none.
         num_particles: that went down.
+        num_ancestors: of them that the last ones go back to; with few, shares and
+            evidence have no error that can be believed, and nothing is told from them.
         narrowest: relative width of modes that so many would find for sure.
         problems: sentences that say what the run has missed; empty if nothing.
     """
@@ -45,6 +52,7 @@ class ModeCheck(NamedTuple):
     log_evidence: tuple[float, float]
     run_log_evidence: tuple[float, float]
     num_particles: int
+    num_ancestors: int
     narrowest: float
     problems: tuple[str, ...]
 
@@ -135,6 +143,7 @@ def check_modes(
         log_evidence=tuple(float(x) for x in shared.found[:2]),  # type: ignore[arg-type]
         run_log_evidence=log_evidence(mcmc) if is_own else (np.nan, np.nan),
         num_particles=kernel.num_particles,
+        num_ancestors=int(shared.found.num_ancestors),
         narrowest=narrowest_found(
             kernel.num_particles, max(float(shared.found.num_informed), 1.0)
         ),
@@ -160,6 +169,12 @@ def _positions(mcmc, problem, shared, args, kwargs) -> list[jax.Array]:
 
 
 def _problems(found: ModeCheck) -> list[str]:
+    if found.num_ancestors < ENOUGH_ANCESTORS:
+        return [
+            f"Nothing can be told: the particles go back to {found.num_ancestors} at the "
+            "top, so that their shares are those of a few. Take more `num_particles`; in "
+            "many dimensions run the chains longer instead, from other keys."
+        ]
     problems = []
     lost = lost_regions(found.share, found.share_error, found.run_share)
     for i in np.flatnonzero(lost):

@@ -32,6 +32,7 @@ import numpy as np
 
 from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.core.multistep import Multistep, fit_multistep, probability_flow
+from numpyro_rtk.core.population import mean_square
 from numpyro_rtk.core.segment import (
     Evaluation,
     Segment,
@@ -337,7 +338,7 @@ def calibrate_multistep(
     scores_at = jax.vmap(lambda u, time: base(u, time).score, in_axes=(0, None))
     top = _balanced_normal(key, num_particles, dim, jnp.result_type(float))
     flow = probability_flow(scores_at, times, top)
-    moments = jax.vmap(_mean_square)(flow.score)
+    moments = jax.vmap(mean_square)(flow.score)
     return fit_multistep(scores_at, times, flow), moments
 
 
@@ -366,7 +367,7 @@ def calibrate(
     def descend(population, inputs):
         low, high, key = inputs
         scores = scores_at(population, high)
-        second_moment = _mean_square(scores)
+        second_moment = mean_square(scores)
         segment = segment_between(low, high, second_moment)
         means = jax.vmap(start_mean, in_axes=(None, 0, 0))(segment, population, scores)
         noise = _balanced_normal(key, num_particles, dim, t.dtype)
@@ -375,20 +376,8 @@ def calibrate(
     top = _balanced_normal(key_top, num_particles, dim, t.dtype)
     keys = jr.split(key_down, t.shape[0] - 1)
     bottom, moments = jax.lax.scan(descend, top, (t[:-1], t[1:], keys), reverse=True)
-    last = _mean_square(scores_at(bottom, t[0]))
+    last = mean_square(scores_at(bottom, t[0]))
     return jnp.concatenate([last[None], moments])
-
-
-def _mean_square(scores: jax.Array) -> jax.Array:
-    """Per coordinate of scores ``(n, dim)``; a few wild ones do not set the scale.
-
-    The limit is far above what one in twenty has: where a density is flat but for its
-    edges, most scores are 0.
-    """
-    # a trajectory that a learned score has lost does not count
-    scores = jnp.where(jnp.isfinite(scores), scores, jnp.nan)
-    limit = 3.0 * jnp.nanquantile(jnp.abs(scores), 0.95, axis=0) + 1e-3
-    return jnp.nanmean(jnp.square(jnp.clip(scores, -limit, limit)), axis=0)
 
 
 def _balanced_normal(key: jax.Array, n: int, dim: int, dtype: Any) -> jax.Array:

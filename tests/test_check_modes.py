@@ -9,6 +9,7 @@ import pytest
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_rtk as rtk
+from numpyro_rtk.check_modes import ModeCheck, _problems
 
 # Of different widths and unequal weights.
 WEIGHT, LEFT, RIGHT, NARROW, WIDE = 0.3, -2.0, 2.0, 0.25, 0.5
@@ -98,3 +99,27 @@ def test_refuses_what_it_cannot_look_at(stuck):
         rtk.check_modes(MCMC(NUTS(model), num_warmup=1, num_samples=1))
     with pytest.raises(ValueError, match="`num_particles` must be at least 1; got 0"):
         rtk.check_modes(stuck, num_particles=0)
+
+
+def test_few_ancestors_tell_nothing():
+    """In many dimensions all particles go back to a few: not a word of green."""
+    half, none = np.array([0.5, 0.5]), np.zeros(2)
+    found = ModeCheck(
+        share=half,
+        share_error=none + 0.01,
+        run_share=np.array([1.0, 0.0]),
+        run_share_error=none,
+        places=("x = 0", "x = 1"),
+        log_evidence=(0.0, 0.1),
+        run_log_evidence=(0.0, 0.1),
+        num_particles=2048,
+        num_ancestors=200,
+        narrowest=0.1,
+        problems=(),
+    )
+    assert any("missed a mode around x = 1" in p for p in _problems(found))
+    few = found._replace(num_ancestors=7)
+    few = few._replace(problems=tuple(_problems(few)))
+    assert "Nothing can be told: the particles go back to 7" in str(few)
+    assert "no mode is missing" not in str(few)
+    assert "missed a mode" not in str(few)
