@@ -28,14 +28,14 @@ _ENOUGH_NUMBERS, _FEWEST_NUMBERS = 1000.0, 20.0
 COARSE = 0.05
 
 
-def coarse_message(size: float, epsilon: float) -> str:
-    """What to say of a log density of that size in numbers of that precision."""
+def coarse_message(rounding: float) -> str:
+    """What to say of a log density that is resolved to so many nats."""
     return (
-        f"The model's log density is of size {size:.2g}, which numbers of this type "
-        f"resolve to {size * epsilon:.2g} nats: acceptances, and so the posterior, are off "
-        "by as much. Compute in double precision "
-        '(`jax.config.update("jax_enable_x64", True)` before anything else), or subtract '
-        "the constant part of the log likelihood where it is computed."
+        "The model's log density has terms so large that numbers of this type resolve it "
+        f"to {rounding:.2g} nats: acceptances, and so the posterior, are off by as much. "
+        'Compute in double precision (`jax.config.update("jax_enable_x64", True)` before '
+        "anything else), or subtract the constant part of the terms where they are "
+        "computed."
     )
 
 

@@ -120,9 +120,20 @@ def check_modes(
     kernel = RTKReplicaExchange(model, num_particles=num_particles)
     problem = kernel.prepare(jr.key(0), args, kwargs)
     key = jr.key(0x6D6F) if key is None else key
-    look = jax.jit(lambda key: kernel.look(key, args, kwargs))
-    shared, _ = look(key)
-    chains = _positions(mcmc, problem, shared, args, kwargs)
+    # log densities count from those at a draw of the run
+    plain = problem.frame()
+    origin = _positions(mcmc, problem, plain, args, kwargs)[0][0]
+    frame = plain._replace(origin=origin)
+
+    @jax.jit
+    def look(key):
+        shared, _ = kernel.look(key, args, kwargs, origin)
+        return shared, problem.bind(args, kwargs, frame).log_offset
+
+    shared, log_offset = look(key)
+    evidence, evidence_error = (float(x) for x in shared.found[:2])
+    evidence += float(np.asarray(log_offset, float).sum())
+    chains = _positions(mcmc, problem, shared.frame, args, kwargs)
     by_chain = np.stack(
         [np.asarray(membership(shared.regions, rows)).mean(axis=0) for rows in chains]
     )
@@ -140,7 +151,7 @@ def check_modes(
         run_share=by_chain.mean(axis=0)[order],
         run_share_error=error[order] / np.sqrt(len(by_chain)),
         places=tuple(places[i] for i in order),
-        log_evidence=tuple(float(x) for x in shared.found[:2]),  # type: ignore[arg-type]
+        log_evidence=(evidence, evidence_error),
         run_log_evidence=log_evidence(mcmc) if is_own else (np.nan, np.nan),
         num_particles=kernel.num_particles,
         num_ancestors=int(shared.found.num_ancestors),
@@ -152,9 +163,9 @@ def check_modes(
     return found._replace(problems=tuple(_problems(found)))
 
 
-def _positions(mcmc, problem, shared, args, kwargs) -> list[jax.Array]:
+def _positions(mcmc, problem, frame, args, kwargs) -> list[jax.Array]:
     """Draws of each chain as standardised positions, ``(draws, dim)``."""
-    bound = problem.bind(args, kwargs, shared.loc, shared.scale)
+    bound = problem.bind(args, kwargs, frame)
     samples = mcmc.get_samples(group_by_chain=True)
     names = [site.name for site in (*problem.learned, *problem.ordinary)]
 

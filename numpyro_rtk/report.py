@@ -103,7 +103,7 @@ class _Run(NamedTuple):
     trips: np.ndarray  # (chains,)
     num_draws: int
     energy: np.ndarray  # minus log density of the draws
-    epsilon: float  # of their type
+    rounding: float  # nats that the log density is resolved to
     diverging: float
     evidence: tuple[float, float]
     found_evidence: tuple[float, float]
@@ -144,9 +144,16 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
 def _population_evidence(mcmc: Any) -> tuple[float, float]:
     found = mcmc.last_state.shared.found
     value, error = (np.asarray(x, np.float64) for x in found[:2])
+    value = value + _log_offset(mcmc)
     if np.min(np.asarray(found.num_ancestors)) < ENOUGH_ANCESTORS:
         return float(value.mean()), np.inf
     return float(value.mean()), float(error.mean())
+
+
+def _log_offset(mcmc: Any) -> np.ndarray:
+    """What log densities are counted from, one a chain: all digits of it."""
+    pairs = np.atleast_2d(np.asarray(mcmc.last_state.log_offset, np.float64))
+    return pairs.sum(axis=-1)
 
 
 def _bridge(mcmc: Any) -> tuple[float, float]:
@@ -157,6 +164,7 @@ def _bridge(mcmc: Any) -> tuple[float, float]:
     is_known = (mean_down > 0.0) & (mean_up > 0.0)
     mean_down, mean_up = (np.where(is_known, m, 1.0) for m in (mean_down, mean_up))
     by_chain = np.sum(centre + np.log(mean_down) - np.log(mean_up), axis=-1)
+    by_chain = by_chain + _log_offset(mcmc)
     # to first order, what each draw adds to the error of its chain
     influence = np.sum(down / mean_down[:, None] - up / mean_up[:, None], axis=-1)
     num_chains, num_draws = influence.shape
@@ -233,7 +241,7 @@ def _numbers_of(mcmc: Any) -> _Run:
         trips=_exchange_field(mcmc, "round_trips")[:, -1],
         num_draws=accept.shape[1],
         energy=_exchange_field(mcmc, "potential_energy"),
-        epsilon=float(np.finfo(mcmc.last_state.potential_energy.dtype).eps),
+        rounding=_rounding(mcmc),
         diverging=float(np.mean(_exchange_field(mcmc, "diverging"))),
         evidence=evidence,
         found_evidence=_population_evidence(mcmc),
@@ -246,7 +254,9 @@ def _numbers_of(mcmc: Any) -> _Run:
         else np.zeros(0),
         places=_places(mcmc) if is_shared else (),
         disagreeing=_disagreeing_edges(sampler, shared.settings, log_likelihood),
-        efficiency=_prior_efficiency(log_likelihood, evidence),
+        efficiency=_prior_efficiency(
+            log_likelihood, (evidence[0] - _log_offset(mcmc)[0], evidence[1])
+        ),
         further_out=_share_further_out(mcmc),
         num_particles=sampler.num_particles,
         num_informed=float(np.max(np.asarray(shared.found.num_informed))),
@@ -389,10 +399,7 @@ def _says_no_density(run: _Run) -> str | None:
 
 
 def _says_coarse(run: _Run) -> str | None:
-    size = float(np.max(np.abs(run.energy), initial=0.0, where=np.isfinite(run.energy)))
-    if size * run.epsilon < COARSE:
-        return None
-    return coarse_message(size, run.epsilon)
+    return None if run.rounding < COARSE else coarse_message(run.rounding)
 
 
 def _says_diverging(run: _Run) -> str | None:
@@ -500,6 +507,14 @@ def _log_likelihood(mcmc: Any) -> np.ndarray | None:
         return None
     values = mcmc.sampler.log_likelihood(mcmc.last_state, *arguments)
     return None if values is None else np.asarray(values, np.float64)
+
+
+def _rounding(mcmc: Any) -> float:
+    """Nats that the log density is resolved to; 0 where it cannot be had."""
+    arguments = _arguments(mcmc)
+    if arguments is None or mcmc.sampler.model is None:
+        return 0.0
+    return mcmc.sampler.rounding(mcmc.last_state, *arguments)
 
 
 def _places(mcmc: Any) -> tuple[str, ...]:

@@ -121,13 +121,12 @@ def test_potential_with_a_support_is_that_of_numpyro(wrap):
     problem = ModelProblem(model, None)
     args = (jnp.array(0.7),)
     problem.setup(jr.key(0), args, {})
-    nothing = jnp.zeros(0)
-    bound = problem.bind(args, {}, nothing, nothing)
+    bound = problem.bind(args, {}, problem.frame())
     level = rtk.paths.levels_of(np.zeros(1), 1.0)
     level = jax.tree.map(lambda leaf: leaf[0], level)
     for free in (-1.5, 0.0, 0.8):
         value = {"x": jnp.array([free])}
-        ours = bound.log_volume - bound.path(bound.flatten(value), level).log_density
+        ours = bound.energy(bound.path(bound.flatten(value), level).log_density)
         np.testing.assert_allclose(
             ours, potential_energy(model, args, {}, value), rtol=1e-4
         )

@@ -1,8 +1,9 @@
-"""Warm-up: step sizes by stochastic approximation, and the ordinary sites' scale.
+"""Warm-up: step sizes by stochastic approximation, and the frame of the ordinary sites.
 
 Everything is a pure update of a NamedTuple, frozen once warm-up ends.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 __all__ = [
+    "Frame",
     "Moments",
     "StepSize",
     "Trials",
     "adapt_step_size",
     "add_draw",
     "best_trial",
+    "no_draws",
     "record_trial",
     "spread_of",
     "wider_reference",
@@ -25,6 +28,34 @@ _DECAY = 0.6
 _SMALLEST = 1e-3
 # A reference that is fitted, where a site has no prior, is so much wider than the draws.
 _ROOM = 2.0
+
+
+class Frame(NamedTuple):
+    """What a model's positions and log density are measured from.
+
+    Attributes:
+        loc: centre of the ordinary sites, unconstrained, ``(num_ordinary,)``.
+        scale: their scale.
+        origin: a position, ``(dim,)``, learned sites standardised, ordinary ones
+            unconstrained: each term of the model's log density counts from its value
+            there, so that the size of a term does not round off what it changes by.
+    """
+
+    loc: jax.Array
+    scale: jax.Array
+    origin: jax.Array
+
+    def scaled(self, position: jax.Array) -> jax.Array:
+        """From positions such as the origin to those of the path: ordinary sites scaled."""
+        first = len(position) - len(self.loc)
+        ordinary = (position[first:] - self.loc) / self.scale
+        return jnp.concatenate([position[:first], ordinary])
+
+    def unscaled(self, position: jax.Array) -> jax.Array:
+        """Back."""
+        first = len(position) - len(self.loc)
+        ordinary = self.loc + self.scale * position[first:]
+        return jnp.concatenate([position[:first], ordinary])
 
 
 class StepSize(NamedTuple):
@@ -95,6 +126,11 @@ class Moments(NamedTuple):
     sum_squares: jax.Array
 
 
+def no_draws(like: jax.Array) -> Moments:
+    """Moments of nothing yet."""
+    return Moments(jnp.zeros((), int), jnp.zeros_like(like), jnp.zeros_like(like))
+
+
 def add_draw(moments: Moments, draw: jax.Array) -> Moments:
     """Include one more draw."""
     count = moments.count + 1
@@ -116,9 +152,7 @@ def spread_of(
     return mean, jnp.sqrt(variance)
 
 
-def wider_reference(
-    moments: Moments, loc: jax.Array, scale: jax.Array, has_prior: np.ndarray
-) -> tuple[jax.Array, jax.Array]:
+def wider_reference(moments: Moments, frame: Frame, has_prior: np.ndarray) -> Frame:
     """The prior's reference, wider where draws lie outside: it is never drawn in.
 
     Drawn in onto the mode that the chains are in, the top of the ladder would be that
@@ -127,15 +161,15 @@ def wider_reference(
 
     Args:
         moments: of the draws.
-        loc: centre of the reference so far.
-        scale: its scale.
+        frame: so far; its origin stays.
         has_prior: whether a coordinate's reference was taken from a prior.
     """
+    loc, scale, origin = frame
     count = jnp.maximum(moments.count, 1)
     about = moments.sum_squares / count + jnp.square(moments.mean - loc)
     wider = jnp.maximum(scale, jnp.sqrt(about))
     fitted_loc, fitted_scale = spread_of(moments, loc, scale / _ROOM)
     new_loc = jnp.where(has_prior, loc, fitted_loc)
     new_scale = jnp.where(has_prior, wider, _ROOM * fitted_scale)
-    is_known = moments.count > 0
-    return jnp.where(is_known, new_loc, loc), jnp.where(is_known, new_scale, scale)
+    new = Frame(new_loc, new_scale, origin)
+    return jax.tree.map(partial(jnp.where, moments.count > 0), new, frame)

@@ -11,6 +11,7 @@ All of it is pure, knows no model and no network, and is shared by vectorised ch
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,14 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from numpyro_rtk.core.adapt import Moments, adapt_step_size, add_draw, wider_reference
+from numpyro_rtk.core.adapt import (
+    Frame,
+    Moments,
+    adapt_step_size,
+    add_draw,
+    no_draws,
+    wider_reference,
+)
 from numpyro_rtk.core.annealed import Path
 from numpyro_rtk.core.covariance import diagonal_of
 from numpyro_rtk.core.exchange import ExchangePlan, SweepInfo
@@ -175,8 +183,7 @@ class Adaptation(NamedTuple):
         regions: the same as the population left it: what shares of modes are counted by.
         mode_tally: their sums of the present window.
         found: what the population found.
-        loc: centre of the ordinary sites' reference, unconstrained, ``(num_ordinary,)``.
-        scale: its scale.
+        frame: what positions and log densities are measured from.
         moments: running moments of their draws.
         reference: the other blocks' values that the levels above 0 are bound to, in a
             ``Gibbs`` block; None otherwise.
@@ -188,8 +195,7 @@ class Adaptation(NamedTuple):
     regions: Modes
     mode_tally: ModeTally
     found: Findings
-    loc: jax.Array
-    scale: jax.Array
+    frame: Frame
     moments: Moments
     reference: Any
 
@@ -214,8 +220,7 @@ def first_adaptation(
     levels_of: LevelsOf,
     method: Method,
     prior: Prior,
-    loc: jax.Array,
-    scale: jax.Array,
+    frame: Frame,
     reference: Any,
 ) -> tuple[Adaptation, Descent]:
     """From nothing: choose c, send the population down, take the settings from it.
@@ -226,8 +231,7 @@ def first_adaptation(
         levels_of: see :data:`LevelsOf`.
         method: see :class:`Method`.
         prior: see :class:`Prior`.
-        loc: of the ordinary sites' reference.
-        scale: likewise.
+        frame: that the path is in.
         reference: see :class:`Adaptation`.
 
     Returns:
@@ -280,9 +284,8 @@ def first_adaptation(
         regions=modes,
         mode_tally=empty_mode_tally(modes),
         found=findings,
-        loc=loc,
-        scale=scale,
-        moments=Moments(jnp.zeros((), int), jnp.zeros_like(loc), jnp.zeros_like(loc)),
+        frame=frame,
+        moments=no_draws(frame.loc),
         reference=reference,
     )
     return adapt, found
@@ -562,13 +565,11 @@ def _end_window(adapt: Adaptation, method: Method, num_warmup, iteration, has_pr
     )
     floor = _NARROWEST_MODE / diagonal_of(settings.curvature)[0]
     modes = refit_modes(adapt.modes, adapt.mode_tally, floor)
-    loc, scale, regions = adapt.loc, adapt.scale, adapt.regions
+    frame, regions = adapt.frame, adapt.regions
     if len(has_prior):
-        new = wider_reference(adapt.moments, loc, scale, has_prior)
-        loc, scale = (
-            jnp.where(may_move, *pair) for pair in zip(new, (loc, scale), strict=True)
-        )
-        follow = lambda modes: _follow(modes, adapt.loc, adapt.scale, loc, scale)
+        wider = wider_reference(adapt.moments, frame, has_prior)
+        frame = jax.tree.map(partial(jnp.where, may_move), wider, frame)
+        follow = lambda modes: _follow(modes, adapt.frame, frame)
         modes, regions = follow(modes), follow(regions)
     return adapt._replace(
         settings=settings,
@@ -576,15 +577,14 @@ def _end_window(adapt: Adaptation, method: Method, num_warmup, iteration, has_pr
         modes=modes,
         regions=regions,
         mode_tally=jax.tree.map(jnp.zeros_like, adapt.mode_tally),
-        loc=loc,
-        scale=scale,
+        frame=frame,
         moments=jax.tree.map(jnp.zeros_like, adapt.moments),
     )
 
 
-def _follow(modes: Modes, loc, scale, new_loc, new_scale) -> Modes:
+def _follow(modes: Modes, old: Frame, new: Frame) -> Modes:
     """The modes where the reference of the ordinary sites, which come last, has moved."""
-    rest = modes.mean.shape[1] - loc.shape[0]
-    factor = jnp.concatenate([jnp.ones(rest, loc.dtype), scale / new_scale])
-    shift = jnp.concatenate([jnp.zeros(rest, loc.dtype), (loc - new_loc) / new_scale])
+    rest = jnp.zeros(modes.mean.shape[1] - old.loc.shape[0], old.loc.dtype)
+    factor = jnp.concatenate([rest + 1.0, old.scale / new.scale])
+    shift = jnp.concatenate([rest, (old.loc - new.loc) / new.scale])
     return moved_modes(modes, shift, factor)

@@ -2,6 +2,7 @@
 """The MCMC kernel behind ``RTKMALA`` and ``RTKULD``."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +18,13 @@ from numpyro_rtk._checks import (
     check_positive_int,
 )
 from numpyro_rtk.core.adapt import (
-    Moments,
+    Frame,
     StepSize,
     Trials,
     adapt_step_size,
     add_draw,
     best_trial,
+    no_draws,
     record_trial,
     wider_reference,
 )
@@ -273,21 +275,23 @@ class AnnealedKernel(PathKernel):
                 "`corrected=False` for approximate draws."
             )
 
-    def _build(self, rng_key, init_params, args, kwargs, is_single: bool):
-        """As in the base class; all chains share one fitted predictor."""
-        if self._predictor != "multistep":
-            return super()._build(rng_key, init_params, args, kwargs, is_single)
-        first = jr.fold_in(rng_key if is_single else rng_key[0], 1)
-        nothing = jnp.zeros(0, jnp.result_type(float))
-        base = self._problem.bind(args, kwargs, nothing, nothing).base
-        fitted = paths.calibrate_multistep(first, base, self._times, self._problem.dim)
-        one = lambda key, params: self._init_one(key, params, args, kwargs, fitted)
+    def _build(self, rng_key, init_params, args, kwargs, is_single, origin):
+        """Every chain with its own key; all share one fitted predictor."""
+        fitted = None
+        if self._predictor == "multistep":
+            first = jr.fold_in(rng_key if is_single else rng_key[0], 1)
+            base = self._problem.bind(args, kwargs, self._problem.frame()).base
+            dim = self._problem.dim
+            fitted = paths.calibrate_multistep(first, base, self._times, dim)
+        one = lambda key, params: self._init_one(
+            key, params, args, kwargs, origin, fitted
+        )
         return (one if is_single else jax.vmap(one))(rng_key, init_params)
 
-    def _init_one(self, key, init_params, args, kwargs, fitted=None):
+    def _init_one(self, key, init_params, args, kwargs, origin, fitted):
         key, key_prior, key_moment, key_pilot, key_pick = jr.split(key, 5)
-        loc, scale = self._problem.ordinary_location(key_prior, args, kwargs)
-        bound = self._problem.bind(args, kwargs, loc, scale)
+        frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
+        bound = self._problem.bind(args, kwargs, frame)
         dim = self._problem.dim
         multistep, moment = fitted or (
             None,
@@ -304,11 +308,8 @@ class AnnealedKernel(PathKernel):
             multistep=multistep,
             likelihood_variance=jnp.ones((), moment.dtype),
             trials=Trials(*jnp.zeros((3, _NUM_TRIALS), moment.dtype)),
-            loc=loc,
-            scale=scale,
-            moments=Moments(
-                jnp.zeros((), int), jnp.zeros_like(loc), jnp.zeros_like(loc)
-            ),
+            frame=frame,
+            moments=no_draws(frame.loc),
         )
         values, run = self._pilot(key_pilot, bound, adapt)
         adapt = adapt._replace(
@@ -333,7 +334,7 @@ class AnnealedKernel(PathKernel):
         state = RTKState(
             i=jnp.zeros((), int),
             z=z,
-            potential_energy=bound.log_volume - evaluation.log_density,
+            potential_energy=bound.energy(evaluation.log_density),
             accept_prob=zero,
             diverging=jnp.array(False),
             num_score_evals=jnp.asarray(self._evals_per_draw),
@@ -401,13 +402,13 @@ class AnnealedKernel(PathKernel):
         lower = jnp.maximum(best - jnp.arange(_NUM_TRIALS), 0)
         return grid[lower], jax.tree.map(lambda leaf: leaf[best], trials)
 
-    def _reference(self, state):
+    def _frame(self, state):
         one = lambda leaf: leaf if leaf.ndim == 1 else leaf[0]
-        return one(state.adapt_state.loc), one(state.adapt_state.scale)
+        return jax.tree.map(one, state.adapt_state.frame)
 
     def _sample_one(self, state: RTKState, args: tuple, kwargs: dict) -> RTKState:
         adapt = state.adapt_state
-        bound = self._problem.bind(args, kwargs, adapt.loc, adapt.scale)
+        bound = self._problem.bind(args, kwargs, adapt.frame)
         key, key_draw = jr.split(state.rng_key)
         draw = self._corrected_draw if self._corrected else self._raw_draw
         fields, position, evaluation, inner_accept = draw(
@@ -426,7 +427,7 @@ class AnnealedKernel(PathKernel):
         return state._replace(
             i=iteration,
             z=z,
-            potential_energy=bound.log_volume - evaluation.log_density,
+            potential_energy=bound.energy(evaluation.log_density),
             segment_accept_prob=inner_accept,
             mean_accept_prob=mean + (fields["accept_prob"] - mean) / in_phase,
             adapt_state=self._adapt(
@@ -452,6 +453,7 @@ class AnnealedKernel(PathKernel):
             self._num_candidates,
         )
         mean_weight = jax.nn.logsumexp(new.log_weights) - np.log(self._num_candidates)
+        mean_weight = mean_weight + jnp.sum(bound.log_offset)
         fields = {
             "accept_prob": new.accept_prob,
             "diverging": ~jnp.any(jnp.isfinite(new.log_weights)),
@@ -468,11 +470,12 @@ class AnnealedKernel(PathKernel):
         self, key: jax.Array, z: Any, bound: Bound, adapt: AdaptState
     ) -> tuple[dict, jax.Array, Evaluation, jax.Array]:
         run = self._run(key, bound, adapt)
+        log_weight = run.log_weight + jnp.sum(bound.log_offset)
         inner = jnp.nanmean(run.accept_prob) if any(self._num_steps) else jnp.ones(())
         fields = {
             "accept_prob": inner,
             "diverging": run.is_diverging | ~jnp.isfinite(run.evaluation.log_density),
-            "log_weight": run.log_weight if self._weighted else jnp.zeros(()),
+            "log_weight": log_weight if self._weighted else jnp.zeros(()),
         }
         return fields, run.position, run.evaluation, run.accept_prob
 
@@ -495,21 +498,18 @@ class AnnealedKernel(PathKernel):
                 self._inner.largest_step,
             )
         adapt = self._try_variances(adapt, iteration, accept_prob)
-        moments, loc, scale = adapt.moments, adapt.loc, adapt.scale
+        moments, frame = adapt.moments, adapt.frame
         if self._problem.num_ordinary and self._corrected:
             moments = add_draw(moments, self._problem.ordinary_values(z))
             # three windows, each twice as long as the one before
             ends = jnp.asarray([(self._num_warmup * f) // 8 for f in (1, 3, 7)])
             is_end = jnp.any(iteration + 1 == ends)
-            new_loc, new_scale = wider_reference(
-                moments, loc, scale, self._problem.has_prior
-            )
-            loc = jnp.where(is_end, new_loc, loc)
-            scale = jnp.where(is_end, new_scale, scale)
+            wider = wider_reference(moments, frame, self._problem.has_prior)
+            frame = jax.tree.map(partial(jnp.where, is_end), wider, frame)
             moments = jax.tree.map(
                 lambda m: jnp.where(is_end, jnp.zeros_like(m), m), moments
             )
-        adapted = adapt._replace(steps=steps, moments=moments, loc=loc, scale=scale)
+        adapted = adapt._replace(steps=steps, moments=moments, frame=frame)
         in_warmup = iteration < self._num_warmup
         return jax.tree.map(
             lambda new, old: jnp.where(in_warmup, new, old), adapted, frozen

@@ -4,16 +4,20 @@
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk._checks import COARSE, check_bool, coarse_message
+from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.kernels.problem import ModelProblem, Problem, ScoreProblem
+from numpyro_rtk.kernels.terms import rounding_of, sum_of_squares
 
 __all__ = ["GIBBS_SITES", "PathKernel"]
 
@@ -23,12 +27,30 @@ GIBBS_SITES = "_gibbs_sites"
 # Nats of rounding beyond which what comes out has little to do with the model.
 _HOPELESS = 10.0
 _NUM_LOOKED_AT = 64
+# Starts, each counting log densities from where the one before has led.
+_MOST_ORIGINS = 3
+
+
+class _Look(NamedTuple):
+    """What a first state must be asked.
+
+    Attributes:
+        is_infinite: whether the likelihood is +inf at some draws around the frame.
+        away: nats that rounding adds to a log density of the size that it has.
+        position: of the chain of highest density, a frame's origin.
+        squares: of the model's terms at the origin, summed by site.
+    """
+
+    is_infinite: jax.Array
+    away: jax.Array
+    position: jax.Array
+    squares: dict[str, jax.Array]
 
 
 class PathKernel(MCMCKernel):
     """A kernel along a path of intermediate targets; subclasses are the samplers.
 
-    They implement ``_check``, ``_init_one`` and ``_sample_one`` (one chain each), the
+    They implement ``_check``, ``_build`` and ``_sample_one`` (one chain), ``_frame``, the
     fields and the guarantee.
     """
 
@@ -107,43 +129,84 @@ class PathKernel(MCMCKernel):
         self._problem.setup(first_key, model_args, kwargs)
         self._check()
 
-        def build(key, params):
-            state, has_start = self._build(key, params, model_args, kwargs, is_single)
-            return state, has_start, self._is_infinite(state, model_args, kwargs)
+        @jax.jit
+        def build(key, params, origin):
+            state, has_start = self._build(
+                key, params, model_args, kwargs, is_single, origin
+            )
+            return state, has_start, self._look(state, model_args, kwargs)
 
-        state, has_start, is_infinite = jax.jit(build)(rng_key, init_params)
-        if not_jax_tracer(is_infinite) and np.any(np.asarray(is_infinite)):
+        origin = jnp.zeros(self._problem.dim)
+        for attempt in range(_MOST_ORIGINS):
+            state, has_start, found = build(rng_key, init_params, origin)
+            if not not_jax_tracer(has_start):
+                break
+            self._refuse_start(bool(np.all(has_start)), found)
+            rounding = self._rounding_of(found, model_args, kwargs)
+            if rounding < COARSE or (attempt and found.away < COARSE):
+                break
+            origin = found.position
+        if not_jax_tracer(has_start):
+            _check_resolved(rounding, init_params is None)
+        self._sample_fn = self._sample_one
+        return state
+
+    def _refuse_start(self, has_start: bool, found: _Look) -> None:
+        if np.any(np.asarray(found.is_infinite)):
             raise ValueError(
                 "`model` must have a log density below +inf; got +inf at draws of its "
                 "prior, which would be a point of infinite mass. Look for a division by "
                 "zero, or a scale of 0, in the likelihood."
             )
-        if not_jax_tracer(has_start) and not np.all(np.asarray(has_start)):
+        if not has_start:
             raise RuntimeError(
                 "Cannot find a start of finite density: the model's log density was NaN "
                 f"or -inf at all {self._num_pilot} pilot draws. Check the likelihood "
                 "(domain of its parameters, data of the right shape), or give a finite "
                 "`init_params`."
             )
-        if not_jax_tracer(state.potential_energy):
-            _check_resolved(np.asarray(state.potential_energy), init_params is None)
-        self._sample_fn = self._sample_one
-        return state
 
-    def _is_infinite(self, state: Any, args: tuple, kwargs: dict) -> jax.Array:
-        """Whether the likelihood is +inf at some draws around the reference."""
-        loc, scale = self._reference(state)
-        bound = self._problem.bind(args, kwargs, loc, scale)
-        if bound.log_likelihood is None:
-            return jax.numpy.array(False)
-        draws = jax.random.normal(
-            jax.random.key(0), (_NUM_LOOKED_AT, self._problem.dim)
+    def rounding(self, state: Any, model_args: tuple, model_kwargs: dict) -> float:
+        """Nats to which the model's log density is resolved at the chains' positions."""
+        look = jax.jit(lambda state: self._look(state, model_args, model_kwargs))
+        return self._rounding_of(look(state), model_args, model_kwargs)
+
+    def _rounding_of(self, found: _Look, args: tuple, kwargs: dict) -> float:
+        away = float(found.away)
+        rounding = away + rounding_of(found.squares)
+        if rounding < COARSE:
+            return rounding
+        return away + rounding_of(
+            found.squares, self._problem.moving_terms(args, kwargs)
         )
-        values = jax.vmap(bound.log_likelihood)(draws)
-        return jax.numpy.any(values == jax.numpy.inf)
 
-    def _reference(self, state: Any) -> tuple[jax.Array, jax.Array]:
-        """Centre and scale of the ordinary sites, of the first chain."""
+    def _look(self, state: Any, args: tuple, kwargs: dict) -> _Look:
+        frame = self._frame(state)
+        bound = self._problem.bind(args, kwargs, frame)
+        nothing = jnp.zeros(())
+        if bound.log_likelihood is None:
+            return _Look(jnp.array(False), nothing, frame.origin, {})
+        z = state.z
+        if jnp.ndim(state.i) == 0:
+            z = jax.tree.map(lambda leaf: leaf[None], z)
+        places = jax.vmap(bound.flatten)(z)
+        around = jr.normal(jr.key(0), (_NUM_LOOKED_AT, self._problem.dim))
+        # one after the other: a likelihood of many rows at all of them would be large
+        values = jax.lax.map(
+            bound.log_likelihood, jnp.concatenate([places, around]), batch_size=32
+        )
+        here = values[: len(places)]
+        here = jnp.where(jnp.isfinite(here), here, -jnp.inf)
+        size = jnp.max(jnp.abs(here), initial=0.0, where=here > -jnp.inf)
+        return _Look(
+            is_infinite=jnp.any(values == jnp.inf),
+            away=jnp.finfo(size.dtype).eps * size,
+            position=frame.unscaled(places[jnp.argmax(here)]),
+            squares=sum_of_squares(bound.at_origin),
+        )
+
+    def _frame(self, state: Any) -> Frame:
+        """The frame of the state, of the first chain where each has its own."""
         raise NotImplementedError
 
     def sample(self, state: Any, model_args: tuple, model_kwargs: dict | None) -> Any:
@@ -160,14 +223,11 @@ class PathKernel(MCMCKernel):
     def _check(self) -> None:
         """Raise when the problem, now traced, is not for this kernel."""
 
-    def _build(self, rng_key, init_params, args, kwargs, is_single: bool):
-        """The first state of the chain or chains, and whether it has a density."""
-        one = lambda key, params: self._init_one(key, params, args, kwargs)
-        build = one if is_single else jax.vmap(one)
-        return build(rng_key, init_params)
+    def _build(self, rng_key, init_params, args, kwargs, is_single: bool, origin):
+        """The first state of the chain or chains, and whether it has a density.
 
-    def _init_one(self, key, init_params, args, kwargs) -> tuple[Any, jax.Array]:
-        """The same of one chain."""
+        ``origin``: see :class:`Frame`.
+        """
         raise NotImplementedError
 
     def _sample_one(self, state: Any, args: tuple, kwargs: dict) -> Any:
@@ -179,17 +239,16 @@ class PathKernel(MCMCKernel):
             init_params = self._problem.unconstrain(args, kwargs, init_params)
         self._problem.check_init_params(init_params)
         return jax.tree.map(
-            lambda new, old: jax.numpy.asarray(new, old.dtype), init_params, like
+            lambda new, old: jnp.asarray(new, old.dtype), init_params, like
         )
 
 
-def _check_resolved(energy: np.ndarray, may_refuse: bool) -> None:
+def _check_resolved(rounding: float, may_refuse: bool) -> None:
     """Say, or refuse, where floating point numbers are too coarse for the density."""
-    size, epsilon = float(np.max(np.abs(energy))), float(np.finfo(energy.dtype).eps)
-    if size * epsilon < COARSE:
+    if rounding < COARSE:
         return
-    message = coarse_message(size, epsilon)
-    if may_refuse and size * epsilon > _HOPELESS:
+    message = coarse_message(rounding)
+    if may_refuse and rounding > _HOPELESS:
         raise ValueError(message)
     warnings.warn(message, UserWarning, stacklevel=4)
 

@@ -22,11 +22,11 @@ from numpyro.infer.util import (
     _unconstrain_reparam,
     constrain_fn,
     helpful_support_errors,
-    potential_energy,
     transform_fn,
 )
 
 from numpyro_rtk import paths
+from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.kernels.dependence import depends_on
 from numpyro_rtk.kernels.messages import (
@@ -41,6 +41,7 @@ from numpyro_rtk.kernels.messages import (
     subsampled_plates,
     uses_network,
 )
+from numpyro_rtk.kernels.terms import Terms, counted_from, log_terms, sum_in_two
 from numpyro_rtk.prior import LearnedPrior, check_density
 
 __all__ = ["Bound", "ModelProblem", "Problem", "ScoreProblem"]
@@ -49,15 +50,17 @@ _NUM_PRIOR_DRAWS = 1000
 
 
 class Bound(NamedTuple):
-    """A problem for given model arguments and a given standardisation.
+    """A problem for given model arguments and a given frame.
 
     Attributes:
         base: the noised prior of the flat position.
-        path: level by level target.
+        path: level by level target; at level 0 less than the model's log density by the
+            sum of ``at_origin``.
         flatten: from the user's values to the flat standardised position.
         unflatten: back.
         log_volume: log determinant of ``unflatten``.
         log_likelihood: everything but the learned priors, at level 0; None without.
+        at_origin: the model's terms at the frame's origin.
     """
 
     base: paths.BaseFn
@@ -66,6 +69,16 @@ class Bound(NamedTuple):
     unflatten: Callable[[jax.Array], Any]
     log_volume: jax.Array
     log_likelihood: Callable[[jax.Array], jax.Array] | None = None
+    at_origin: Terms = {}
+
+    @property
+    def log_offset(self) -> jax.Array:
+        """The sum of ``at_origin``, and what its rounding leaves out, ``(2,)``."""
+        return sum_in_two(self.at_origin)
+
+    def energy(self, log_density: jax.Array) -> jax.Array:
+        """NumPyro's potential energy, from a log density of the path at level 0."""
+        return self.log_volume - (log_density + jnp.sum(self.log_offset))
 
 
 class Problem:
@@ -81,11 +94,18 @@ class Problem:
     def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> None:
         """Check the user's input and note the static facts."""
 
-    def bind(
-        self, args: tuple, kwargs: dict, loc: jax.Array, scale: jax.Array
-    ) -> Bound:
-        """The problem for these arguments; ``loc``, ``scale`` are ``(num_ordinary,)``."""
+    def bind(self, args: tuple, kwargs: dict, frame: Frame) -> Bound:
+        """The problem for these arguments."""
         raise NotImplementedError
+
+    def frame(self) -> Frame:
+        """The one that leaves the ordinary sites as they are."""
+        nothing = jnp.zeros(self.num_ordinary)
+        return Frame(nothing, nothing + 1.0, jnp.zeros(self.dim))
+
+    def moving_terms(self, args: tuple, kwargs: dict) -> frozenset[str]:
+        """Sites of the model whose terms depend on some latent value."""
+        return frozenset()
 
     def ordinary_location(
         self, key: jax.Array, args: tuple, kwargs: dict
@@ -144,9 +164,7 @@ class ScoreProblem(Problem):
         """``draw[0]`` and so on."""
         return _indexed("draw", self.event_shape)
 
-    def bind(
-        self, args: tuple, kwargs: dict, loc: jax.Array, scale: jax.Array
-    ) -> Bound:
+    def bind(self, args: tuple, kwargs: dict, frame: Frame) -> Bound:
         """The density's own noised family; the arguments play no part."""
         base = paths.standardised(self.density)
         centre, spread = paths.loc_and_scale(self.density)
@@ -362,9 +380,7 @@ class ModelProblem(Problem):
             parts.append(paths.Part(density, event_size, copies, conditions))
         return parts
 
-    def bind(
-        self, args: tuple, kwargs: dict, loc: jax.Array, scale: jax.Array
-    ) -> Bound:
+    def bind(self, args: tuple, kwargs: dict, frame: Frame) -> Bound:
         """Collect the learned priors of this call's model and build the path."""
         trace = self._trace(jr.key(0), args, kwargs)
         centres, spreads = [], []
@@ -372,8 +388,8 @@ class ModelProblem(Problem):
             centre, spread = _process(trace[site.name], site)
             centres.append(jnp.ravel(centre))
             spreads.append(jnp.ravel(spread))
-        centre = jnp.concatenate([*centres, loc])
-        spread = jnp.concatenate([*spreads, scale])
+        centre = jnp.concatenate([*centres, frame.loc])
+        spread = jnp.concatenate([*spreads, frame.scale])
         first_ordinary = self.dim - self.num_ordinary
 
         def unflatten(u):
@@ -382,18 +398,24 @@ class ModelProblem(Problem):
         def trace_at(u):
             return self._trace_at(args, kwargs, unflatten(u))
 
+        def terms_at(u):
+            here = trace_at(u) if self.is_coupled else trace
+            return self._terms(args, kwargs, unflatten(u), here), here
+
         if self.is_coupled:
             parts_at = lambda u: self._parts(trace_at(u), with_score=False)
             base = paths.coupled_base(parts_at, self.num_ordinary, self.forward_mode)
         else:
             base = paths.product_base(self._parts(trace), self.num_ordinary)
 
+        at_origin = terms_at(frame.scaled(frame.origin))[0]
+
         def log_likelihood(u):
-            values = unflatten(u)
-            here = trace_at(u) if self.is_coupled else trace
-            value = self._log_rest(args, kwargs, values, here, u)
+            terms, here = terms_at(u)
+            value = counted_from(at_origin, terms) - self._counted_by_base(here, u)
             # the ordinary sites' prior is in the model; the base holds N(0, I) for them
-            return value + jnp.sum(jnp.log(scale)) - log_reference(u[first_ordinary:])
+            volume = jnp.sum(jnp.log(frame.scale))
+            return value + volume - log_reference(u[first_ordinary:])
 
         return Bound(
             base=base,
@@ -402,7 +424,20 @@ class ModelProblem(Problem):
             unflatten=unflatten,
             log_volume=jnp.sum(jnp.log(spread)),
             log_likelihood=log_likelihood,
+            at_origin=at_origin,
         )
+
+    def moving_terms(self, args: tuple, kwargs: dict) -> frozenset[str]:
+        """By what is computed from what."""
+
+        def terms(u):
+            values = self._split(u)
+            return self._terms(
+                args, kwargs, values, self._trace_at(args, kwargs, values)
+            )
+
+        found = depends_on(terms, jnp.zeros(self.dim))
+        return frozenset(name for name, moves in found.items() if moves)
 
     def flat(self, values: dict) -> jax.Array:
         """Unconstrained sites, learned ones first."""
@@ -580,8 +615,8 @@ class ModelProblem(Problem):
         sites = (*self.learned, *self.ordinary)
         return jnp.concatenate([jnp.ravel(values[site.name]) for site in sites])
 
-    def _log_rest(self, args, kwargs, values, trace, u) -> jax.Array:
-        """NumPyro's own log joint density, less what the base counts of it.
+    def _terms(self, args: tuple, kwargs: dict, values: dict, trace: dict) -> Terms:
+        """NumPyro's own, less those that the base counts.
 
         Plain learned sites are the base's alone, so they are hidden rather than counted
         twice. All others, with a mask or a scale, NumPyro counts its way (the Jacobian of
@@ -595,16 +630,19 @@ class ModelProblem(Problem):
         free = {name: values[name] for name in values if name not in plain}
         model = handlers.substitute(self._prepared(args, kwargs), data=plain)
         rest = handlers.block(model, hide=list(plain))
-        value = -jnp.asarray(potential_energy(rest, args, kwargs, free))
-        start, zero = 0, jnp.zeros((), u.dtype)
+        return log_terms(rest, args, kwargs, free)
+
+    def _counted_by_base(self, trace: dict, u: jax.Array) -> jax.Array:
+        """Log density of the learned sites that NumPyro counts as well."""
+        total, start, zero = jnp.zeros((), u.dtype), 0, jnp.zeros((), u.dtype)
         for site, part in zip(self.learned, self._parts(trace), strict=True):
             rows = u[start : start + site.size].reshape(part.copies, part.dim)
             start += site.size
-            if site.name in plain:
+            if is_plain(trace[site.name]):
                 continue
             log_volume = jnp.sum(jnp.log(_process(trace[site.name], site)[1]))
-            value = value + log_volume - jnp.sum(part.at(rows, zero).log_density)
-        return value
+            total = total + jnp.sum(part.at(rows, zero).log_density) - log_volume
+        return total
 
 
 def _indexed(name: str, shape: tuple[int, ...]) -> list[str]:

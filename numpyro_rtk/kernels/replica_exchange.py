@@ -19,6 +19,7 @@ from numpyro_rtk._checks import (
     check_positive,
     check_positive_int,
 )
+from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.annealed import Path
 from numpyro_rtk.core.covariance import diagonal_of
 from numpyro_rtk.core.exchange import (
@@ -111,6 +112,9 @@ class ExchangeState(NamedTuple):
         round_trips: lineages that have gone from level 0 to the top and back, since
             warm-up.
         log_evidence: running estimate of the log evidence since warm-up.
+        log_offset: ``(2,)``, what the levels' log densities are counted from: added to
+            ``log_evidence`` already, not to the bridge's terms. A number and what its
+            rounding leaves out.
         bridge_sums: ``(2, K)``, sums of the terms since warm-up.
         phase: ``(K + 1,)``, where each replica's lineage has been.
         replicas: standardised positions of all levels, ``(K + 1, dim)``.
@@ -134,6 +138,7 @@ class ExchangeState(NamedTuple):
     bridge_up: jax.Array
     round_trips: jax.Array
     log_evidence: jax.Array
+    log_offset: jax.Array
     bridge_sums: jax.Array
     phase: jax.Array
     replicas: jax.Array
@@ -353,13 +358,13 @@ class RTKReplicaExchange(PathKernel):
     ) -> jax.Array | None:
         """Log likelihood at the replicas of all levels, ``(chains, K + 1)``.
 
-        The first column is at the draws; 0 without a model. None where the model has
-        ordinary sites, whose prior is not told apart from it.
+        Less the first chain's ``log_offset``. The first column is at the draws; 0 without
+        a model. None where the model has ordinary sites, whose prior is not told apart
+        from it.
         """
         if self._problem.num_ordinary:
             return None
-        nothing = jnp.zeros(0, state.replicas.dtype)
-        bound = self._problem.bind(model_args, model_kwargs, nothing, nothing)
+        bound = self._problem.bind(model_args, model_kwargs, self._frame(state))
         # the same for every chain, also where each has levels of its own
         ground = paths.levels_of(jnp.zeros(()), 1.0)
 
@@ -379,7 +384,7 @@ class RTKReplicaExchange(PathKernel):
 
         Of each the coordinate in which the regions are farthest apart.
         """
-        bound = self._problem.bind(args, kwargs, shared.loc, shared.scale)
+        bound = self._problem.bind(args, kwargs, shared.frame)
         centres = shared.regions.mean
         within = jnp.sqrt(jnp.mean(diagonal_of(shared.regions.covariance), axis=0))
         apart = int(jnp.argmax(jnp.ptp(centres, axis=0) / within))
@@ -428,10 +433,10 @@ class RTKReplicaExchange(PathKernel):
             has_likelihood=self.model is not None,
         )
 
-    def _build(self, rng_key, init_params, args, kwargs, is_single):
+    def _build(self, rng_key, init_params, args, kwargs, is_single, origin):
         """One population, from the first chain's key; each chain starts with its own."""
         first = rng_key if is_single else rng_key[0]
-        shared, population = self.look(jr.fold_in(first, 1), args, kwargs)
+        shared, population = self.look(jr.fold_in(first, 1), args, kwargs, origin)
         one = lambda key, params: self._init_one(
             key, params, shared, population, args, kwargs
         )
@@ -446,12 +451,15 @@ class RTKReplicaExchange(PathKernel):
         return self._problem
 
     def look(
-        self, key: jax.Array, args: tuple, kwargs: dict
+        self, key: jax.Array, args: tuple, kwargs: dict, origin: jax.Array
     ) -> tuple[Adaptation, Descent]:
-        """What a population sees of the posterior; after the problem's ``setup``."""
+        """What a population sees of the posterior; after the problem's ``setup``.
+
+        Log densities are counted from those at the origin, see :class:`Frame`.
+        """
         key_prior, key_moment, key_down = jr.split(key, 3)
-        loc, scale = self._problem.ordinary_location(key_prior, args, kwargs)
-        bound = self._problem.bind(args, kwargs, loc, scale)
+        frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
+        bound = self._problem.bind(args, kwargs, frame)
         moment = paths.calibrate(key_moment, bound.base, self._times, self._problem.dim)
         prior = Prior(jnp.asarray(self._times, moment.dtype), moment)
         return first_adaptation(
@@ -460,14 +468,13 @@ class RTKReplicaExchange(PathKernel):
             paths.levels_of,
             self._method,
             prior,
-            loc,
-            scale,
+            frame,
             kwargs.get(GIBBS_SITES),
         )
 
     def _init_one(self, key, init_params, shared, population, args, kwargs):
         key, key_start, key_noise = jr.split(key, 3)
-        bound = self._problem.bind(args, kwargs, shared.loc, shared.scale)
+        bound = self._problem.bind(args, kwargs, shared.frame)
         plan = self._plan(shared)
         path = self._path(bound, shared, args, kwargs)
         replicas = starts_of(key_start, population, shared.settings)
@@ -482,7 +489,7 @@ class RTKReplicaExchange(PathKernel):
         state = ExchangeState(
             i=jnp.zeros((), int),
             z=z,
-            potential_energy=bound.log_volume - evaluation.log_density[0],
+            potential_energy=bound.energy(evaluation.log_density[0]),
             accept_prob=zero,
             diverging=jnp.array(False),
             num_score_evals=jnp.asarray(self.num_evals),
@@ -493,7 +500,8 @@ class RTKReplicaExchange(PathKernel):
             bridge_down=nothing,
             bridge_up=nothing,
             round_trips=jnp.zeros((), int),
-            log_evidence=jnp.sum(shared.settings.centre),
+            log_evidence=jnp.sum(shared.settings.centre) + jnp.sum(bound.log_offset),
+            log_offset=bound.log_offset,
             bridge_sums=jnp.zeros((2, num_levels), dtype),
             phase=jnp.zeros(num_levels + 1, int).at[0].set(1),
             replicas=replicas,
@@ -515,7 +523,7 @@ class RTKReplicaExchange(PathKernel):
         if GIBBS_SITES not in kwargs:
             return bound.path
         frozen = {**kwargs, GIBBS_SITES: adapt.reference}
-        above = self._problem.bind(args, frozen, adapt.loc, adapt.scale).path
+        above = self._problem.bind(args, frozen, adapt.frame).path
 
         def path(u, level):
             current, fixed = bound.path(u, level), above(u, level)
@@ -566,15 +574,18 @@ class RTKReplicaExchange(PathKernel):
             tuned = jax.tree.map(each, tuned)
         return new._replace(adapt_state=tuned, shared=shared)
 
-    def _reference(self, state):
-        return state.shared.loc, state.shared.scale
+    def _frame(self, state):
+        # sequential chains have one each, and the driver stacks them in the end
+        is_stacked = state.shared.frame.origin.ndim > 1
+        one = lambda leaf: leaf[0] if is_stacked else leaf
+        return jax.tree.map(one, state.shared.frame)
 
     def _sample_one(self, state, args, kwargs):
         return self.sample(state, args, kwargs)
 
     def _draw(self, state, adapt: Adaptation, args, kwargs):
         """One chain's sweeps; also what adaptation learns from, per sweep."""
-        bound = self._problem.bind(args, kwargs, adapt.loc, adapt.scale)
+        bound = self._problem.bind(args, kwargs, adapt.frame)
         path = self._path(bound, adapt, args, kwargs)
         plan, settings = self._plan(adapt), adapt.settings
         key, key_sweeps, key_jump = jr.split(state.rng_key, 3)
@@ -618,7 +629,7 @@ class RTKReplicaExchange(PathKernel):
         new = state._replace(
             i=state.i + 1,
             z=z,
-            potential_energy=bound.log_volume - after.evaluation.log_density[0],
+            potential_energy=bound.energy(after.evaluation.log_density[0]),
             accept_prob=jnp.mean(swap),
             diverging=jnp.any(info.is_diverging)
             | ~jnp.isfinite(after.evaluation.log_density[0]),
@@ -629,7 +640,9 @@ class RTKReplicaExchange(PathKernel):
             bridge_down=down,
             bridge_up=up,
             round_trips=jnp.where(is_kept, after.round_trips, 0),
-            log_evidence=jnp.where(is_kept, estimate, before_warmup),
+            log_evidence=jnp.where(is_kept, estimate, before_warmup)
+            + jnp.sum(bound.log_offset),
+            log_offset=bound.log_offset,
             bridge_sums=sums,
             phase=after.phase,
             replicas=after.position,

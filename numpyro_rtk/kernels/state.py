@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from numpyro_rtk.core.adapt import Moments, StepSize, Trials
+from numpyro_rtk.core.adapt import Frame, Moments, StepSize, Trials
 from numpyro_rtk.core.multistep import Multistep
 
 __all__ = ["AdaptState", "RTKState", "lists_its_fields"]
@@ -53,8 +53,7 @@ class AdaptState(NamedTuple):
         multistep: the fitted predictor; None where there is none.
         likelihood_variance: c of the posterior path, on the standardised scale.
         trials: warm-up's comparison of values for it.
-        loc: centre of the ordinary sites, unconstrained, ``(num_ordinary,)``.
-        scale: their scale.
+        frame: what positions and log densities are measured from.
         moments: running moments of their draws.
     """
 
@@ -63,8 +62,7 @@ class AdaptState(NamedTuple):
     multistep: Multistep | None
     likelihood_variance: jax.Array
     trials: Trials
-    loc: jax.Array
-    scale: jax.Array
+    frame: Frame
     moments: Moments
 
     @property

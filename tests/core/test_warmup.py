@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from numpyro_rtk.core import ladder, warmup
-from numpyro_rtk.core.adapt import Moments, wider_reference
+from numpyro_rtk.core.adapt import Frame, Moments, wider_reference
 from numpyro_rtk.core.population import Descent
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.noise import log_snr_ladder
@@ -56,7 +56,9 @@ def test_reference_is_widened_never_narrowed_and_fitted_without_a_prior():
     draws = rng.normal(size=(500, 4)) * [0.1, 3.0, 0.2, 0.3] + [0.2, 0.0, 5.0, 7.0]
     loc, scale = jnp.zeros(4), jnp.ones(4)
     has_prior = np.array([True, True, True, False])
-    new_loc, new_scale = wider_reference(moments_of(draws), loc, scale, has_prior)
+    frame = Frame(loc, scale, jnp.zeros(4))
+    new = wider_reference(moments_of(draws), frame, has_prior)
+    new_loc, new_scale, _ = new
     np.testing.assert_array_equal(new_loc[:3], 0.0)  # the prior's centre stays
     assert new_scale[0] == 1.0
     np.testing.assert_allclose(new_scale[1], 3.0, rtol=0.1)
@@ -66,16 +68,16 @@ def test_reference_is_widened_never_narrowed_and_fitted_without_a_prior():
     np.testing.assert_allclose(new_scale[3], 0.6, rtol=0.1)
     # what has been widened is not drawn in by later draws of one mode
     later = moments_of(0.01 * rng.normal(size=(500, 4)))
-    _, last = wider_reference(later, new_loc, new_scale, has_prior)
+    last = wider_reference(later, new, has_prior).scale
     assert np.all(last[:3] >= new_scale[:3])
     assert last[3] < 20.0
 
 
 def test_a_reference_without_draws_stays():
     nothing = Moments(jnp.array(0), jnp.zeros(2), jnp.zeros(2))
-    loc, scale = jnp.array([1.0, 2.0]), jnp.array([0.3, 4.0])
-    found = wider_reference(nothing, loc, scale, np.array([True, False]))
-    jax.tree.map(np.testing.assert_array_equal, found, (loc, scale))
+    frame = Frame(jnp.array([1.0, 2.0]), jnp.array([0.3, 4.0]), jnp.ones(2))
+    found = wider_reference(nothing, frame, np.array([True, False]))
+    jax.tree.map(np.testing.assert_array_equal, found, frame)
 
 
 def window(current, passed_by_swap, passed_by_rtk, count=100.0, count_rtk=100.0):

@@ -31,8 +31,9 @@ KERNELS = {
                 "step_size",
                 "second_moment",
                 "likelihood_variance",
-                "loc",
-                "scale",
+                "frame.loc",
+                "frame.scale",
+                "frame.origin",
             )
         ],
     ),

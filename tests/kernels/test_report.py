@@ -24,7 +24,7 @@ QUIET = report._Run(
     trips=np.array([3.0, 4.0]),
     num_draws=100,
     energy=np.full((2, 100), 3.0),
-    epsilon=1.2e-7,
+    rounding=1e-6,
     diverging=0.0,
     evidence=(-1.0, 0.05),
     found_evidence=(-1.1, 0.05),
@@ -117,12 +117,9 @@ SENTENCES = {
     ),
     "coarse": (
         report._says_coarse,
-        r"of size 1e\+07, which numbers of this type resolve to 1\.2 nats",
-        {"energy": np.array([[1e7, 1e7]])},
-        [
-            {"energy": np.array([[1e5]])},
-            {"energy": np.array([[1e7]]), "epsilon": 2e-16},
-        ],
+        r"so large that numbers of this type resolve it to 1\.2 nats",
+        {"rounding": 1.2},
+        [{"rounding": 0.01, "energy": np.array([[1e7, 1e7]])}],
     ),
     "stuck": (
         report._says_stuck,
@@ -217,7 +214,7 @@ def _bridge_run(by_chain, found, found_error, num_draws=100, num_ancestors=200):
     )
     return SimpleNamespace(
         get_extra_fields=lambda group_by_chain: fields,
-        last_state=SimpleNamespace(shared=shared),
+        last_state=SimpleNamespace(shared=shared, log_offset=np.zeros(2)),
         sampler=None,
     )
 
