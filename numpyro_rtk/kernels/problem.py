@@ -41,6 +41,7 @@ from numpyro_rtk.kernels.messages import (
     subsampled_plates,
     uses_network,
 )
+from numpyro_rtk.kernels.programs import ById
 from numpyro_rtk.kernels.terms import Terms, counted_from, log_terms, sum_in_two
 from numpyro_rtk.prior import LearnedPrior, check_density
 
@@ -97,6 +98,10 @@ class Problem:
     def bind(self, args: tuple, kwargs: dict, frame: Frame) -> Bound:
         """The problem for these arguments."""
         raise NotImplementedError
+
+    def facts(self, args: tuple, kwargs: dict) -> tuple:
+        """What a program depends on besides the arguments' shapes; after ``setup``."""
+        return ()
 
     def frame(self) -> Frame:
         """The one that leaves the ordinary sites as they are."""
@@ -270,6 +275,8 @@ class ModelProblem(Problem):
         priors = [prior_of(site) for site in learned.values()]
         self.has_energy = all(prior.has_energy for prior in priors)
         self.uses_network = any(uses_network(prior.density) for prior in priors)
+        constants = jax.tree.leaves([prior.density for prior in priors])
+        self.constants = tuple(ById(leaf) for leaf in constants)
         sites, transforms, dynamic = {}, {}, False
         for name, site in latent.items():
             support = site["fn"].support
@@ -425,6 +432,21 @@ class ModelProblem(Problem):
             log_volume=jnp.sum(jnp.log(spread)),
             log_likelihood=log_likelihood,
             at_origin=at_origin,
+        )
+
+    def facts(self, args: tuple, kwargs: dict) -> tuple:
+        """The sites, and the very arrays of the learned ones that are no arguments."""
+        given = {id(leaf) for leaf in jax.tree.leaves((args, kwargs))}
+        constants = (leaf for leaf in self.constants if id(leaf.value) not in given)
+        return (
+            self.learned,
+            self.ordinary,
+            tuple(constants),
+            self.demoted,
+            self.is_coupled,
+            self.has_params,
+            self.must_replay,
+            self.has_prior.tobytes(),
         )
 
     def moving_terms(self, args: tuple, kwargs: dict) -> frozenset[str]:
