@@ -81,6 +81,9 @@ _FEW_DIMENSIONS = 10
 _LEAST_SPREAD = 0.05
 # Nats by which that one must find more, beyond the error, for its c to be taken.
 _CLEARLY_MORE = 0.2
+# Particles of each level that chains choose from. They are in the chains' shares of modes
+# for long: few would make all chains err alike, and many cost nothing but memory.
+_MOST_KEPT = 1024
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation.
 _PART_OF_NOISE = 0.3
 _SMALLEST_NOISE = 0.05
@@ -264,6 +267,7 @@ def first_adaptation(
             dim,
             dense=method.dense,
             thorough=dim <= _FEW_DIMENSIONS,
+            num_kept=min(method.num_particles, _MOST_KEPT),
         )
 
     runs = jax.lax.map(down, (jr.split(key_down, len(variances)), variances))
