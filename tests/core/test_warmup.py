@@ -33,7 +33,7 @@ def settings(swap_share=0.5):
     [
         ([9.0, 4.0, 1.0, 1.05**3, 5.0], 2.0 + 1.0 / 3.0),  # a third of the way to it
         ([1.03, 1.0, 1.02, 1e9, jnp.inf], 2.0),  # the largest of equals; none beyond
-        ([1.0, 2.0, 3.0, 4.0, jnp.inf], 0.0),
+        ([1.0, 2.0, 3.0, 4.0, jnp.inf], 0.0704),
         ([1.0, jnp.inf, jnp.inf, jnp.inf, jnp.inf], 0.0),
         ([5.0, 4.0, 3.0, 2.0, 1.0], 4.0),  # at the end of the grid
         ([3.0, 3.0, 3.0, 3.0, 3.0], 4.0),  # nothing to choose between
