@@ -60,8 +60,9 @@ _PART_OF_LIKELIHOOD = 0.1
 _SHARE_OF_POPULATION = 0.1
 # While warm-up explores, an edge tries its worse kind of exchange so often.
 LEAST_SHARE = 0.1
-# A plain swap must pass more often by this to be preferred.
-_MARGIN = 0.02
+# A plain swap must pass more often by this to be preferred, and by so many standard errors:
+# it is tried seldom, and of many edges one would pass by chance.
+_MARGIN, _BEYOND_CHANCE = 0.02, 2.0
 # No edge counts as easier than this, so that levels cannot run away from it.
 _SMALLEST_REJECTION = 0.02
 # Nor as harder than this: the spread of its works would be infinite.
@@ -335,9 +336,18 @@ def suggest_levels(accept_prob: jax.Array | np.ndarray) -> int:
     return int(np.ceil(len(accept) * spread.mean() / _SPREAD_AT_HALF))
 
 
-def _rejection(tally: Tally) -> jax.Array:
-    mean = tally.rejection / jnp.maximum(tally.count, 1.0)
-    return jnp.where(tally.count > 0, mean, 0.5)
+def _rejection(settings: LadderAdapt, tally: Tally) -> jax.Array:
+    """Of the kind of exchange that each edge prefers.
+
+    Trials of the other end with warm-up: levels that made room for them, where a plain swap
+    hardly ever passes, would be lacking elsewhere.
+    """
+    by_swap = settings.swap_share > 0.5
+    count = jnp.where(by_swap, tally.count - tally.count_rtk, tally.count_rtk)
+    total = jnp.where(
+        by_swap, tally.rejection - tally.rejection_rtk, tally.rejection_rtk
+    )
+    return jnp.where(count > 0, total / jnp.maximum(count, 1.0), 0.5)
 
 
 def _spread(accept_prob: jax.Array | np.ndarray) -> jax.Array:
@@ -352,15 +362,21 @@ def _spread(accept_prob: jax.Array | np.ndarray) -> jax.Array:
 def _choose_kind(settings: LadderAdapt, tally: Tally, explore) -> jax.Array:
     """How often each edge tries the plain swap, by what passed in the window."""
     count = tally.count - tally.count_rtk
-    passed_by_swap = 1.0 - (tally.rejection - tally.rejection_rtk) / jnp.maximum(
-        count, 1.0
-    )
-    passed_by_rtk = 1.0 - tally.rejection_rtk / jnp.maximum(tally.count_rtk, 1.0)
-    is_better = passed_by_swap > passed_by_rtk + _MARGIN
+    by_swap, swap_error = _passed(count, tally.rejection - tally.rejection_rtk)
+    by_rtk, rtk_error = _passed(tally.count_rtk, tally.rejection_rtk)
+    by_chance = _BEYOND_CHANCE * jnp.hypot(swap_error, rtk_error)
+    is_better = by_swap > by_rtk + _MARGIN + by_chance
     is_known = (count > 1.0) & (tally.count_rtk > 1.0)
     prefers_swap = jnp.where(is_known, is_better, settings.swap_share > 0.5)
     least = jnp.where(explore, LEAST_SHARE, 0.0)
     return jnp.where(prefers_swap, 1.0 - least, least)
+
+
+def _passed(count: jax.Array, rejection: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean acceptance, and its standard error at most."""
+    count = jnp.maximum(count, 1.0)
+    mean = jnp.clip(1.0 - rejection / count, 0.0, 1.0)
+    return mean, jnp.sqrt(mean * (1.0 - mean) / count)
 
 
 def _fit_starts(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
@@ -426,7 +442,9 @@ def _move_levels(settings: LadderAdapt, tally: Tally) -> LadderAdapt:
     num_levels = settings.mean_x.shape[0]
     # The works' spread grows about as the square of a narrow edge's width (its start is
     # right to first order), so the roots are what adds up.
-    rejection = jnp.clip(_rejection(tally), _SMALLEST_REJECTION, _LARGEST_REJECTION)
+    rejection = jnp.clip(
+        _rejection(settings, tally), _SMALLEST_REJECTION, _LARGEST_REJECTION
+    )
     share = jnp.sqrt(_spread(1.0 - rejection))
     cumulative = jnp.concatenate([jnp.zeros(1, share.dtype), jnp.cumsum(share)])
     old_index = jnp.arange(num_levels + 1, dtype=share.dtype)

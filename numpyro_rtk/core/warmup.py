@@ -61,7 +61,7 @@ from numpyro_rtk.noise import noise_to_signal, time_from_noise_to_signal
 
 __all__ = [
     "NUM_PILOT",
-    "VARIANCE_GRID",
+    "NUM_PILOTS",
     "Adaptation",
     "Findings",
     "Method",
@@ -72,9 +72,14 @@ __all__ = [
     "starts_of",
 ]
 
-# The pilot that chooses the likelihood's variance c, on the standardised scale.
-VARIANCE_GRID = np.geomspace(1e-9, 10.0, 16)
-NUM_PILOT = 64
+# The pilots that choose the likelihood's variance c, on the standardised scale: so many
+# over the whole range, then as many beside what they found. How hard a ladder is falls
+# slowly up to the best c and rises steeply beyond; far apart they miss it by much.
+_VARIANCES, _NUM_BESIDE = (1e-9, 10.0), 8
+NUM_PILOTS, NUM_PILOT = 2 * _NUM_BESIDE, 64
+# Of those as good as the best, up to these factors, the largest c is taken: on the slow
+# side one of several is the best by chance, and may be smaller by orders of magnitude.
+_AS_GOOD = (1.2, 1.05)
 # A second population goes down with so much smaller a c, at most this: the pilot chooses
 # for what its few particles see, and at its c a narrow mode may be lost on the way. In
 # more dimensions than these a mode that is any narrower is lost at every c.
@@ -84,6 +89,9 @@ _FEW_DIMENSIONS = 10
 _LEAST_SPREAD = 0.05
 # Nats by which that one must find more, beyond the error, for its c to be taken.
 _CLEARLY_MORE = 0.2
+# Particles of each level that chains choose from. They are in the chains' shares of modes
+# for long: few would make all chains err alike, and many cost nothing but memory.
+_MOST_KEPT = 1024
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation.
 _PART_OF_NOISE = 0.3
 _SMALLEST_NOISE = 0.05
@@ -263,6 +271,7 @@ def first_adaptation(
             dim,
             dense=method.dense,
             thorough=dim <= _FEW_DIMENSIONS,
+            num_kept=min(method.num_particles, _MOST_KEPT),
         )
 
     runs = jax.lax.map(down, (jr.split(key_down, len(variances)), variances))
@@ -349,6 +358,7 @@ def _findings_of(runs: Descent, modes: Modes, num_informed: jax.Array) -> Findin
 
 def _choose_variance(key, path, levels_of, method: Method, prior: Prior) -> jax.Array:
     """The c whose log-weight increments vary least down a ladder of K levels."""
+    low, high = np.log(_VARIANCES)
     dtype = prior.curvature.dtype
 
     def pilot(inputs):
@@ -359,9 +369,18 @@ def _choose_variance(key, path, levels_of, method: Method, prior: Prior) -> jax.
         )
         return _hardness(found.work)
 
-    grid = jnp.asarray(VARIANCE_GRID, dtype)
-    hardness = jax.lax.map(pilot, (jr.split(key, len(grid)), grid))
-    return _between_variances(grid, hardness, jnp.argmin(hardness))
+    def look(centre, inputs):
+        key, width, as_good = inputs
+        grid = centre + width * jnp.linspace(-1.0, 1.0, _NUM_BESIDE, dtype=dtype)
+        # the same random numbers, so that the difference is that of c
+        keys = jnp.broadcast_to(key, grid.shape)
+        hardness = jax.lax.map(pilot, (keys, jnp.exp(grid)))
+        return jnp.clip(_largest_as_good(grid, hardness, as_good), low, high), None
+
+    widths = 0.5 * (high - low) * np.array([1.0, 2.0 / (_NUM_BESIDE - 1)])
+    inputs = jr.split(key, 2), jnp.asarray(widths, dtype), jnp.asarray(_AS_GOOD, dtype)
+    chosen, _ = jax.lax.scan(look, jnp.asarray(0.5 * (low + high), dtype), inputs)
+    return jnp.exp(chosen)
 
 
 def _pilot_settings(variance: jax.Array, method: Method, prior: Prior) -> LadderAdapt:
@@ -451,20 +470,14 @@ def starts_of(key: jax.Array, found: Descent, settings: LadderAdapt) -> jax.Arra
     return found.kept[nearest, chosen] * ratio[:, None]
 
 
-def _between_variances(grid: jax.Array, hardness: jax.Array, best: jax.Array):
-    """Where the parabola through the best variance and its neighbours is lowest.
-
-    In the logarithm, the grid's steps being equal there. Two neighbours can be as good as
-    each other, and 64 particles then choose the worse one of them now and again.
-    """
-    if len(grid) < 3:
-        return grid[best]
-    middle = jnp.clip(best, 1, len(grid) - 2)
-    below, at, above = (hardness[middle + i] for i in (-1, 0, 1))
-    bend = below - 2.0 * at + above
-    step = 0.5 * (below - above) / jnp.where(bend > 0.0, bend, jnp.inf)
-    step = jnp.where((middle == best) & jnp.isfinite(step), step, best - middle)
-    return grid[middle] * (grid[1] / grid[0]) ** step
+def _largest_as_good(place: jax.Array, hardness: jax.Array, factor) -> jax.Array:
+    """Up to where the hardness, interpolated in logarithms, exceeds its least by this."""
+    limit = jnp.log(factor * jnp.min(hardness))
+    last = len(place) - 1 - jnp.argmax((jnp.log(hardness) <= limit)[::-1])
+    above = jnp.minimum(last + 1, len(place) - 1)
+    here, there = jnp.log(hardness[last]), jnp.log(hardness[above])
+    part = jnp.where(there > limit, (limit - here) / (there - here), 0.0)
+    return place[last] + part * (place[above] - place[last])
 
 
 def _hardness(log_weight: jax.Array) -> jax.Array:

@@ -37,7 +37,7 @@ from numpyro_rtk.core.population import Descent
 from numpyro_rtk.core.uld import uld
 from numpyro_rtk.core.warmup import (
     NUM_PILOT,
-    VARIANCE_GRID,
+    NUM_PILOTS,
     Adaptation,
     Method,
     Prior,
@@ -320,7 +320,7 @@ class RTKReplicaExchange(PathKernel):
     def num_init_evals(self, state: ExchangeState) -> int:
         """Evaluations before the first draw, pilot and population, of chains that share."""
         run = NUM_PILOT * self._num_levels * (1 + self._inner.evals_per_step)
-        pilot = run * len(VARIANCE_GRID) if self.model is not None else 0
+        pilot = run * NUM_PILOTS if self.model is not None else 0
         return pilot + int(np.max(np.asarray(state.shared.found.num_evals)))
 
     def get_diagnostics_str(self, state: ExchangeState) -> str:

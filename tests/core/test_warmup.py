@@ -31,17 +31,18 @@ def settings(swap_share=0.5):
 @pytest.mark.parametrize(
     ("hardness", "expected"),
     [
-        ([9.0, 4.0, 1.0, 2.0, 5.0], 10.0**0.25),  # vertex of 1, 4, 2: a quarter up
-        ([1.0, 2.0, 3.0, 4.0, 5.0], 0.01),  # at the end of the grid
-        ([5.0, 4.0, 3.0, 2.0, 1.0], 100.0),
-        ([3.0, 3.0, 3.0, 3.0, 3.0], 0.01),  # nothing to choose between
+        ([9.0, 4.0, 1.0, 1.05**3, 5.0], 2.0 + 1.0 / 3.0),  # a third of the way to it
+        ([1.03, 1.0, 1.02, 1e9, jnp.inf], 2.0),  # the largest of equals; none beyond
+        ([1.0, 2.0, 3.0, 4.0, jnp.inf], 0.0704),
+        ([1.0, jnp.inf, jnp.inf, jnp.inf, jnp.inf], 0.0),
+        ([5.0, 4.0, 3.0, 2.0, 1.0], 4.0),  # at the end of the grid
+        ([3.0, 3.0, 3.0, 3.0, 3.0], 4.0),  # nothing to choose between
     ],
-    ids=["between", "first", "last", "level"],
+    ids=["between", "equals", "first", "only", "last", "level"],
 )
-def test_the_variance_lies_between_those_of_the_pilot(hardness, expected):
-    grid, hardness = jnp.geomspace(0.01, 100.0, 5), jnp.array(hardness)
-    found = warmup._between_variances(grid, hardness, jnp.argmin(hardness))
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+def test_the_variance_is_the_largest_that_is_as_good(hardness, expected):
+    found = warmup._largest_as_good(jnp.arange(5.0), jnp.array(hardness), 1.05)
+    np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 def moments_of(draws):
