@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 __all__ = ["Bound", "seeming_bounds", "suggested"]
 
 _MISSING = 5.0  # draws beyond a bound that a normal variable would have had
-_NEAR = float(
-    norm.sf(5.0)
-)  # its share beyond a bound that is 5 standard deviations away
+_NEAR = float(ndtr(-5.0))  # its share beyond a bound that is 5 standard deviations away
 _SUM_ERROR = 1e-4
 _MOST_NUMBERS = 1 << 23  # to look at, and up to 20,000 rows
 _FEW_VALUES = 20
@@ -109,7 +107,7 @@ def _normal_shares(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of a normal variable below 0 and above 1; what lies far out is drawn in first."""
     inner = np.clip(flat, *np.quantile(flat, [0.01, 0.99], axis=0))
     mean, spread = inner.mean(axis=0), np.maximum(inner.std(axis=0), 1e-300)
-    return norm.sf(mean / spread), norm.sf((1.0 - mean) / spread)
+    return ndtr(-mean / spread), ndtr((mean - 1.0) / spread)
 
 
 def _times(expected: float) -> str:

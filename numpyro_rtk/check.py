@@ -12,7 +12,6 @@ from numpyro.infer import MCMC
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
-from scipy.stats import multivariate_normal
 
 from numpyro_rtk import paths
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
@@ -296,6 +295,9 @@ def _mean(values: np.ndarray) -> tuple[float, float]:
 
 
 def _gaussian(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    # imported here, for it would be a third of the time that the package takes to import
+    from scipy.stats import multivariate_normal
+
     covariance = np.atleast_2d(np.cov(fitted.T)) + 1e-9 * np.diag(fitted.var(axis=0))
     mean = fitted.mean(axis=0)
     logpdf = multivariate_normal.logpdf(asked, mean, covariance)  # pyright: ignore[reportArgumentType]

@@ -82,22 +82,19 @@ class ModeTally(NamedTuple):
 
 
 class JumpNoise(NamedTuple):
-    """Random numbers of one jump: a Gumbel ``(M,)``, normals ``(dim,)``, a uniform."""
+    """Random numbers of one jump: normals ``(dim,)``; uniforms of choice and acceptance."""
 
-    gumbel: jax.Array
     normal: jax.Array
-    uniform: jax.Array
+    choose: jax.Array
+    accept: jax.Array
 
     @classmethod
     def draw(cls, key: jax.Array, modes: Modes) -> "JumpNoise":
         """From one key."""
-        keys = jr.split(key, 3)
-        (num, dim), dtype = modes.mean.shape, modes.mean.dtype
-        return cls(
-            jr.gumbel(keys[0], (num,), dtype),
-            jr.normal(keys[1], (dim,), dtype),
-            jr.uniform(keys[2], (), dtype),
-        )
+        key_normal, key_uniform = jr.split(key)
+        dim, dtype = modes.mean.shape[1], modes.mean.dtype
+        normal = jr.normal(key_normal, (dim,), dtype)
+        return cls(normal, *jr.uniform(key_uniform, (2,), dtype))
 
 
 def fit_modes(
@@ -164,7 +161,8 @@ def jump(
     Returns:
         Position, evaluation, and the probability of acceptance.
     """
-    chosen = jnp.argmax(modes.log_weight + noise.gumbel)
+    total = jnp.cumsum(jnp.exp(modes.log_weight))
+    chosen = jnp.searchsorted(total, noise.choose * total[-1])
     z = modes.mean[chosen] + stretch(modes.root[chosen], noise.normal)
     at_z = path(z, level)
     log_q = lambda point: jax.nn.logsumexp(_by_component(modes, point))
@@ -173,7 +171,7 @@ def jump(
         jnp.minimum(jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio), 0.0)
     )
     position, evaluation = accept(
-        noise.uniform < accept_prob, (z, at_z), (x, evaluation)
+        noise.accept < accept_prob, (z, at_z), (x, evaluation)
     )
     return position, evaluation, accept_prob
 

@@ -15,8 +15,8 @@ import jax.random as jr
 
 from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.core.exchange import ExchangePlan, start_mean, work
-from numpyro_rtk.core.inner import InnerSampler, draw_noise, stretch
-from numpyro_rtk.core.population import mean_square, systematic
+from numpyro_rtk.core.inner import InnerSampler, stretch
+from numpyro_rtk.core.population import LevelNoise, mean_square, systematic
 from numpyro_rtk.core.segment import Evaluation
 
 __all__ = ["Population", "population_down"]
@@ -61,15 +61,13 @@ def population_down(
 
     def descend(carry, inputs):
         x, upper = carry
-        key, level, edge, step_size = inputs
-        key_start, key_choose, key_move = jr.split(key, 3)
-        noise = jr.normal(key_start, x.shape, x.dtype)
+        noise, level, edge, step_size = inputs
         means = jax.vmap(start_mean, in_axes=(None, 0, 0))(edge, x, upper.score)
-        z = means + jax.vmap(stretch, in_axes=(None, 0))(edge.root, noise)
+        z = means + jax.vmap(stretch, in_axes=(None, 0))(edge.root, noise.cross)
         at_z = jax.vmap(path, in_axes=(0, None))(z, level)
         works = jax.vmap(work, in_axes=(None, 0, 0, 0, 0))(edge, z, x, at_z, upper)
         works = jnp.where(jnp.isnan(works), -jnp.inf, works)
-        chosen = systematic(key_choose, works)
+        chosen = systematic(noise.choose, works)
         z, at_z = jax.tree.map(lambda leaf: leaf[chosen], (z, at_z))
         # what the particles feel, likelihood included: the prior's spread may be far wider
         scale = jax.lax.rsqrt(mean_square(at_z.score))
@@ -81,13 +79,13 @@ def population_down(
             state, info = inner.step(only, state, target, step_size, scale)
             return state.position, state.evaluation, info.accept_prob
 
-        noise = draw_noise(key_move, inner, x.shape[:1], 1, dim, x.dtype)
-        z, at_z, accept_prob = jax.vmap(move)(noise, z, at_z)
+        z, at_z, accept_prob = jax.vmap(move)(noise.move, z, at_z)
         return (z, at_z), (z, at_z, works, jnp.mean(accept_prob))
 
-    keys = jr.split(key_down, plan.step_size.shape[0])
+    leading = (plan.step_size.shape[0], num_particles)
+    noise = LevelNoise.draw(key_down, inner, leading, 1, dim, top.dtype)
     below = jax.tree.map(lambda leaf: leaf[:-1], plan.levels)
-    xs = (keys, below, plan.edges, plan.step_size)
+    xs = (noise, below, plan.edges, plan.step_size)
     _, outputs = jax.lax.scan(descend, (top, at_top), xs, reverse=True)
     position, evaluation, works, accept_prob = outputs
     position, evaluation = jax.tree.map(

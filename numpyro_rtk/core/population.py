@@ -25,7 +25,13 @@ import jax.random as jr
 
 from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.core.covariance import shrunk
-from numpyro_rtk.core.inner import InnerSampler, draw_noise
+from numpyro_rtk.core.inner import (
+    InnerNoise,
+    InnerSampler,
+    StepNoise,
+    cut_draws,
+    normal_shapes,
+)
 from numpyro_rtk.core.segment import (
     Evaluation,
     log_noising,
@@ -37,6 +43,7 @@ from numpyro_rtk.noise import noise_to_signal, time_from_noise_to_signal
 
 __all__ = [
     "Descent",
+    "LevelNoise",
     "descend",
     "mean_square",
     "share_of",
@@ -109,6 +116,41 @@ class Descent(NamedTuple):
         variance = -jnp.expm1(correction + jnp.log(apart))
         error = jnp.sqrt(jnp.maximum(variance, 1.0 / n))
         return jnp.where(jnp.isfinite(self.log_evidence), error, 1.0)
+
+
+class LevelNoise(NamedTuple):
+    """Random numbers of n particles that go down one level.
+
+    Attributes:
+        cross: normals of the proposal, ``(n, dim)``.
+        choose: the uniform of resampling.
+        move: of the local moves, leading axis n.
+    """
+
+    cross: jax.Array
+    choose: jax.Array
+    move: InnerNoise
+
+    @classmethod
+    def draw(
+        cls,
+        key: jax.Array,
+        inner: InnerSampler,
+        leading: tuple[int, ...],
+        num_moves: int,
+        dim: int,
+        dtype: Any,
+    ) -> "LevelNoise":
+        """For ``leading``, which ends in n, in two calls: each costs time to compile."""
+        key_normal, key_uniform = jr.split(key)
+        shapes = [(dim,), *normal_shapes(inner, num_moves, dim)]
+        cross, start, steps = cut_draws(jr.normal, key_normal, leading, shapes, dtype)
+        choose, accept = cut_draws(
+            jr.uniform, key_uniform, leading, [(), (num_moves,)], dtype
+        )
+        # one number for all particles
+        choose = choose[..., 0]
+        return cls(cross, choose, InnerNoise(start, StepNoise(steps, accept)))
 
 
 class _Carry(NamedTuple):
@@ -191,17 +233,20 @@ def descend(
     )
 
     def attempt(carry: _Carry) -> _Carry:
-        key, key_cross, key_move = jr.split(carry.key, 3)
+        key, key_level = jr.split(carry.key)
+        numbers = LevelNoise.draw(
+            key_level, inner, (num_particles,), num_moves, dim, dtype
+        )
         noise = noise_to_signal(carry.t) * jnp.exp(-carry.step)
         must_end = carry.num == max_levels - 1
         is_last = (noise < carry.last_noise) | must_end
         t = jnp.where(is_last, 0.0, time_from_noise_to_signal(noise))
-        crossed = _cross(key_cross, carry, t, path, level_at(t), thorough)
+        crossed = _cross(numbers.cross, carry, t, path, level_at(t), thorough)
         can_narrow = (carry.step > _NARROWEST) & ~must_end
         goes_on = (crossed.size > _LEAST_SIZE) | ~can_narrow
         carry = carry._replace(key=key, attempts=carry.attempts + 1)
         moved = lambda: _arrive(
-            key_move, carry, t, crossed, path, level_at(t), inner, num_moves
+            numbers, carry, t, crossed, path, level_at(t), inner, num_moves
         )
         refused = lambda: carry._replace(
             step=jnp.maximum(0.5 * carry.step, _NARROWEST),
@@ -238,12 +283,11 @@ class _Crossed(NamedTuple):
     has_edge: jax.Array
 
 
-def _cross(key, carry: _Carry, t, path, level, thorough: bool) -> _Crossed:
+def _cross(noise, carry: _Carry, t, path, level, thorough: bool) -> _Crossed:
     """Across one segment: every second particle by the proposal, the others scaled."""
     x, upper = carry.position, carry.evaluation
     n, dim = x.shape
     segment = segment_between(t, carry.t, mean_square(upper.score))
-    noise = jr.normal(key, x.shape, x.dtype)
     each = jax.vmap(sample_start, in_axes=(None, 0, 0, 0))
     is_second = jnp.arange(n) % 2 == 1
     is_scaled = is_second | carry.has_edge
@@ -286,14 +330,14 @@ def _log_volume_of_scaling(factor: jax.Array, dim: int) -> jax.Array:
     return dim * jnp.log(factor)
 
 
-def _arrive(key, carry: _Carry, t, crossed: _Crossed, path, level, inner, num_moves):
+def _arrive(
+    numbers, carry: _Carry, t, crossed: _Crossed, path, level, inner, num_moves
+):
     """Resample, move at the new level, and take down what it looks like."""
-    n, dim = carry.position.shape
-    key_choose, key_move = jr.split(key)
-    chosen = systematic(key_choose, crossed.log_weight)
+    n, noise = carry.position.shape[0], numbers.move
+    chosen = systematic(numbers.choose, crossed.log_weight)
     take = lambda tree: jax.tree.map(lambda leaf: leaf[chosen], tree)
     x, evaluation = take((crossed.position, crossed.evaluation))
-    noise = draw_noise(key_move, inner, (n,), num_moves, dim, x.dtype)
 
     def move(carry, noise):
         x, evaluation, step_size = carry
@@ -386,8 +430,10 @@ def _tamed(scores: jax.Array) -> jax.Array:
     return jnp.clip(scores, -limit, limit)
 
 
-def systematic(key: jax.Array, log_weight: jax.Array) -> jax.Array:
+def systematic(uniform: jax.Array, log_weight: jax.Array) -> jax.Array:
     """Systematic resampling: n indices; all of them where no weight is positive.
+
+    ``uniform``: one random number in [0, 1).
 
     A weight that is not finite counts as none.
     """
@@ -395,7 +441,7 @@ def systematic(key: jax.Array, log_weight: jax.Array) -> jax.Array:
     log_weight = jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf)
     usable = jnp.any(jnp.isfinite(log_weight))
     shares = jax.nn.softmax(jnp.where(usable, log_weight, 0.0))
-    points = (jnp.arange(n) + jr.uniform(key, (), shares.dtype)) / n
+    points = (jnp.arange(n) + uniform) / n
     # rounded, they do not sum to 1: the last point must not fall behind all of them
     total = jnp.cumsum(shares)
     return jnp.clip(jnp.searchsorted(total, points * total[-1]), 0, n - 1)

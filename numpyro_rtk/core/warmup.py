@@ -322,7 +322,7 @@ def _together(key, runs: Descent, found: Descent) -> tuple[jax.Array, Descent]:
     value = jax.vmap(lambda run: run.log_evidence)(runs)
     num_runs, n, dim = runs.position.shape
     log_weight = jnp.repeat(jnp.log(_weights_of(value)), n)
-    chosen = systematic(key, log_weight)
+    chosen = systematic(jr.uniform(key, dtype=log_weight.dtype), log_weight)
     chosen = chosen[jnp.linspace(0, len(chosen) - 1, n).astype(int)]
     points = runs.position.reshape(num_runs * n, dim)[chosen]
     return points, found._replace(

@@ -17,7 +17,7 @@ from numpyro_rtk._checks import COARSE, check_bool, coarse_message
 from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.kernels.problem import ModelProblem, Problem, ScoreProblem
-from numpyro_rtk.kernels.programs import Programs
+from numpyro_rtk.kernels.programs import ById, compiled
 from numpyro_rtk.kernels.terms import rounding_of, sum_of_squares
 
 __all__ = ["GIBBS_SITES", "PathKernel"]
@@ -70,7 +70,6 @@ class PathKernel(MCMCKernel):
         self._inner = build_inner()
         self._num_warmup = 0
         self._sample_fn: Callable | None = None
-        self._programs = Programs()
 
     @property
     def model(self) -> Callable | None:
@@ -103,19 +102,18 @@ class PathKernel(MCMCKernel):
         kernel = copy.copy(self)
         old = self._problem
         kernel._problem = ModelProblem(wrapper(self.model), old.path, old.forward_mode)
-        kernel._sample_fn, kernel._programs = None, Programs()
+        kernel._sample_fn = None
         return kernel
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
         # closures do not pickle
-        state["_sample_fn"] = state["_inner"] = state["_programs"] = None
+        state["_sample_fn"] = state["_inner"] = None
         return state
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
         self._inner = self._build_inner()
-        self._programs = Programs()
 
     def init(
         self,
@@ -137,8 +135,9 @@ class PathKernel(MCMCKernel):
             state, has_start = self._build(key, params, args, kwargs, is_single, origin)
             return state, has_start, self._look(state, args, kwargs)
 
-        facts = (num_warmup, is_single, *self._problem.facts(model_args, kwargs))
-        build = self._programs.get("start", facts, start, model_args, kwargs)
+        facts = ("start", ById(self), num_warmup, is_single)
+        facts += self._problem.facts(model_args, kwargs)
+        build = compiled(facts, start, model_args, kwargs)
         origin = jnp.zeros(self._problem.dim)
         for attempt in range(_MOST_ORIGINS):
             state, has_start, found = build(rng_key, init_params, origin)
@@ -171,13 +170,8 @@ class PathKernel(MCMCKernel):
 
     def rounding(self, state: Any, model_args: tuple, model_kwargs: dict) -> float:
         """Nats to which the model's log density is resolved at the chains' positions."""
-        look = self._programs.get(
-            "look",
-            self._problem.facts(model_args, model_kwargs),
-            self._look,
-            model_args,
-            model_kwargs,
-        )
+        facts = ("look", ById(self), *self._problem.facts(model_args, model_kwargs))
+        look = compiled(facts, self._look, model_args, model_kwargs)
         return self._rounding_of(look(state), model_args, model_kwargs)
 
     def _rounding_of(self, found: _Look, args: tuple, kwargs: dict) -> float:

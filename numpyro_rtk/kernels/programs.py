@@ -4,13 +4,14 @@ A user who runs the same kernel on new data of the same shapes should not wait f
 compiler again. Arrays among the arguments are traced, all else is part of the program.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import numpy as np
 
-__all__ = ["ById", "Programs"]
+__all__ = ["ById", "compiled"]
 
 
 class ById:
@@ -26,52 +27,60 @@ class ById:
         return isinstance(other, ById) and self.value is other.value
 
 
-class Programs:
-    """Of one kernel, by what they were compiled for."""
+# Kept in all: NumPyro's driver holds kernels for longer than they are needed, and a process
+# has room for a few dozen large programs (of memory mappings) before the compiler fails.
+_MOST_KEPT = 4
+_kept: OrderedDict[Hashable, Callable] = OrderedDict()
 
-    def __init__(self) -> None:
-        self._kept: dict[Hashable, Callable] = {}
 
-    def get(
-        self, name: str, facts: tuple, function: Callable, args: tuple, kwargs: dict
-    ) -> Callable:
-        """``function(*inputs, args, kwargs)`` as a compiled program of the inputs.
+def compiled(
+    facts: tuple, function: Callable, args: tuple, kwargs: dict
+) -> Callable[..., Any]:
+    """``function(*inputs, args, kwargs)`` as a compiled program of the inputs.
 
-        Where the model needs the values of an argument in Python, they are part of the
-        program, which is then not kept.
+    Where the model needs the values of an argument in Python, they are part of the
+    program, which is then not kept.
 
-        Args:
-            name: of what it does.
-            facts: what else it depends on, hashable.
-            function: to compile.
-            args: the model's arguments.
-            kwargs: likewise.
-        """
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        arrays = [leaf for leaf in leaves if _is_array(leaf)]
-        rest = tuple(None if _is_array(leaf) else ByValue(leaf) for leaf in leaves)
+    Args:
+        facts: what it depends on besides inputs and arguments: with ``function`` itself,
+            hashable.
+        function: to compile.
+        args: the model's arguments.
+        kwargs: likewise.
+    """
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    rest = tuple(None if _is_array(leaf) else ByValue(leaf) for leaf in leaves)
 
-        def with_arrays(arrays, *inputs):
-            given = iter(arrays)
-            put = [next(given) if one is None else one.value for one in rest]
-            return function(*inputs, *jax.tree.unflatten(structure, put))
+    def with_arrays(arrays, *inputs):
+        given = iter(arrays)
+        put = [next(given) if one is None else one.value for one in rest]
+        return function(*inputs, *jax.tree.unflatten(structure, put))
 
-        key = (name, facts, structure, rest)
+    program = _keep((facts, structure, rest), with_arrays)
+
+    def run(*inputs):
         try:
-            program = self._kept.setdefault(key, jax.jit(with_arrays))
-        except TypeError:  # an argument that is not hashable
-            program = jax.jit(with_arrays)
+            return program(arrays, *inputs)
+        except (
+            jax.errors.ConcretizationTypeError,
+            jax.errors.TracerArrayConversionError,
+        ):
+            return jax.jit(lambda *inputs: function(*inputs, args, kwargs))(*inputs)
 
-        def run(*inputs):
-            try:
-                return program(arrays, *inputs)
-            except (
-                jax.errors.ConcretizationTypeError,
-                jax.errors.TracerArrayConversionError,
-            ):
-                return jax.jit(lambda *inputs: function(*inputs, args, kwargs))(*inputs)
+    return run
 
-        return run
+
+def _keep(key: Hashable, function: Callable) -> Callable:
+    """The program kept under this key, or a new one."""
+    try:
+        program = _kept.pop(key, None) or jax.jit(function)
+        _kept[key] = program
+    except TypeError:  # an argument that is not hashable
+        return jax.jit(function)
+    if len(_kept) > _MOST_KEPT:
+        _kept.popitem(last=False)
+    return program
 
 
 class ByValue:

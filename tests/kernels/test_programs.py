@@ -1,0 +1,126 @@
+"""A second run on new data of the same shapes compiles no start."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import numpyro_rtk as rtk
+from numpyro_rtk.kernels import programs
+from numpyro_rtk.kernels.programs import ById, compiled
+
+PRIOR = rtk.GaussianMixture([0.3, 0.7], [[-1.0], [1.0]], [[[0.04]], [[0.09]]])
+KERNELS = {
+    "exchange": lambda model: rtk.RTKReplicaExchange(
+        model, num_levels=3, num_particles=32
+    ),
+    "mala": lambda model: rtk.RTKMALA(model, num_segments=3),
+}
+
+
+def counted(prior=PRIOR):
+    """A model, and a list with an entry for each time that it is run."""
+    runs = []
+
+    def model(y, prior=prior, sd=0.5):
+        runs.append(None)
+        x = numpyro.sample("x", rtk.LearnedPrior(prior))
+        numpyro.sample("y", dist.Normal(x[0], sd), obs=y)
+
+    return model, runs
+
+
+def starts(kernel, runs, *calls):
+    """Start on each of the arguments; how often the model was run for each."""
+    counts = []
+    for args, kwargs in calls:
+        before = len(runs)
+        state = kernel.init(jr.key(0), 20, None, args, kwargs)
+        assert np.isfinite(state.potential_energy)
+        counts.append(len(runs) - before)
+    return counts
+
+
+@pytest.mark.parametrize("build", KERNELS.values(), ids=KERNELS)
+def test_new_data_of_the_same_shape_is_only_looked_at(build):
+    """Beyond the checks of the model, which trace it, nothing runs it again."""
+    model, runs = counted()
+    kernel = build(model)
+    data = (np.float32([0.1, 0.2]), jnp.array([3.0, 4.0]), jnp.zeros(3))
+    first, second, other = starts(kernel, runs, *[((y,), {}) for y in data])
+    checks = starts(kernel, runs, ((data[0],), {}))[0]
+    assert second == checks
+    assert first > second
+    assert other == first
+
+
+def test_new_data_gives_a_new_start():
+    """Of a kept program, the same as of a new one."""
+    old, new = jnp.array([-1.0, -1.2]), jnp.array([0.9, 1.2])
+    model, _ = counted()
+    kernel = KERNELS["exchange"](model)
+    kernel.init(jr.key(0), 20, None, (old,), {})
+    kept = kernel.init(jr.key(0), 20, None, (new,), {})
+    fresh = KERNELS["exchange"](model).init(jr.key(0), 20, None, (new,), {})
+    assert kept.z["x"] == fresh.z["x"]
+    assert kept.log_evidence == fresh.log_evidence
+
+
+def test_what_is_no_array_or_another_prior_is_another_program():
+    model, runs = counted()
+    kernel = KERNELS["mala"](model)
+    y, moved = jnp.zeros(2), rtk.GaussianMixture([1.0], [[0.5]], [[[0.1]]])
+    calls = [((y,), {"sd": sd}) for sd in (0.5, 0.5, 0.6)]
+    counts = starts(kernel, runs, *calls, ((y, moved), {}), ((y, moved), {}))
+    assert counts[0] == counts[2] > counts[1]
+    assert counts[3] > counts[1]
+    assert counts[4] == counts[1]
+
+
+def test_a_prior_that_is_exchanged_outside_the_model_is_noticed():
+    holder = [PRIOR]
+
+    def model(y):
+        x = numpyro.sample("x", rtk.LearnedPrior(holder[0]))
+        numpyro.sample("y", dist.Normal(x[0], 5.0), obs=y)
+
+    kernel = KERNELS["mala"](model)
+    kernel.init(jr.key(0), 20, None, (jnp.zeros(()),), {})
+    holder[0] = rtk.GaussianMixture([1.0], [[40.0]], [[[0.1]]])
+    state = kernel.init(jr.key(0), 20, None, (jnp.zeros(()),), {})
+    assert state.z["x"][0] > 20.0
+
+
+def test_a_model_that_needs_values_in_python_still_starts():
+    def model(y, n):
+        x = numpyro.sample("x", rtk.LearnedPrior(PRIOR))
+        for i in range(int(n)):
+            numpyro.sample(f"y{i}", dist.Normal(x[0], 0.5), obs=y[i])
+
+    kernel = KERNELS["mala"](model)
+    for n in (1, 2):
+        args = (jnp.array([0.1, 0.2]), np.array(n))
+        state = kernel.init(jr.key(0), 20, None, args, {})
+        assert np.isfinite(state.potential_energy)
+
+
+def test_few_programs_are_kept():
+    for i in range(20):
+        assert compiled((i,), lambda x, args, kwargs: x + i, (), {})(1) == 1 + i
+    assert len(programs._kept) == programs._MOST_KEPT
+    never = lambda *inputs: pytest.fail("a kept program is not made again")
+    twice = [compiled((19,), never, (), {}) for _ in range(2)]
+    assert [run(5) for run in twice] == [24, 24]
+    unhashable = compiled((), lambda x, args, kwargs: x, ({1, 2},), {})
+    assert unhashable(3) == 3
+
+
+def test_equal_by_value_and_type_or_by_identity():
+    one = jax.numpy.ones(2)
+    assert ById(one) == ById(one) != ById(jnp.ones(2))
+    values = [programs.ByValue(v) for v in (1, 1.0, True, 1)]
+    assert values[0] == values[3]
+    assert len(set(values)) == 3
