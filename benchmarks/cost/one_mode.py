@@ -35,6 +35,14 @@ COLUMNS = (
 )
 
 
+EXCHANGES = {
+    "RTKReplicaExchange": {},
+    "6 levels, 1 sweep": {"num_levels": 6, "num_sweeps": 1},
+    "plain swaps, 14 levels": {"exchange": "swap"},
+}
+QUICK = ("6 levels, 1 sweep",)
+
+
 def measure(table: Table, name, kernel, data, num_samples: int, field: str) -> None:
     mcmc = vectorised(kernel, 300, num_samples, CHAINS, jit_model_args=True)
     mcmc.warmup(jr.key(0), data)
@@ -70,10 +78,15 @@ def main():
     parser.add_argument("--draws", type=int, default=1000)
     args = parser.parse_args()
     draws = 50 if args.quick else args.draws
+    training = {"num_steps": 250} if args.quick else {}
     first, second = example.simulate(jr.key(0), 8), example.simulate(jr.key(1), 12)
     yesterday = example.nuts(jr.key(2), first)
     density, _ = rtk.fit(
-        jr.key(3), yesterday, sites=["mean", "spread"], progress_bar=False
+        jr.key(3),
+        yesterday,
+        sites=["mean", "spread"],
+        progress_bar=False,
+        **training,
     )
     prior = rtk.LearnedPrior(density)
 
@@ -84,12 +97,8 @@ def main():
     table = Table("one_mode", COLUMNS)
     data = jnp.asarray(second)
     measure(table, "NUTS", NUTS(today), data, draws, "num_steps")
-    for name, options in (
-        ("RTKReplicaExchange", {}),
-        ("the same, 6 levels, 1 sweep", {"num_levels": 6, "num_sweeps": 1}),
-        ("plain swaps, 14 levels", {"exchange": "swap"}),
-    ):
-        kernel = rtk.RTKReplicaExchange(today, **options)
+    for name in QUICK if args.quick else EXCHANGES:
+        kernel = rtk.RTKReplicaExchange(today, **EXCHANGES[name])
         measure(table, name, kernel, data, draws, "num_score_evals")
 
 

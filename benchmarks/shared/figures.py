@@ -138,6 +138,7 @@ def sheets(name: str, images: Mapping[str, np.ndarray], num_columns: int = 6) ->
 
     They are dark on light; pixels are cut to [0, 1].
     """
+    num_columns = min(num_columns, len(images))
     num_rows = -(-len(images) // num_columns)
     figure, axes = plt.subplots(
         num_rows,
