@@ -1,12 +1,12 @@
 """All comparisons in one command, each in a process of its own.
 
-    python benchmarks/run.py           # reduced: minutes, to see that everything runs
-    python benchmarks/run.py --full    # what docs/measured.md quotes: hours
-    python benchmarks/run.py --only drawing contest
+    python -m benchmarks.run                 # reduced, to see that everything runs
+    python -m benchmarks.run --full          # what docs/measured.md quotes: hours
+    python -m benchmarks.run --only drawing  # the scripts of one question
 
 Tables (Markdown and CSV, with command, versions and machine) and figures come to
-``benchmarks/output``. A part that fails does not stop the others; the exit status is
-then 1.
+``benchmarks/output``. A script that fails does not stop the others; the exit status is
+then 1. Not among them: ``drawing.check_solvers``, which needs torch and diffusers.
 """
 
 import argparse
@@ -15,31 +15,24 @@ import subprocess
 import sys
 import time
 
-HERE = pathlib.Path(__file__).parent
-PARTS = {
-    "paper": ["paper.py"],
-    "drawing": ["drawing.py"],
-    "drawing-learned": ["drawing.py", "--scores", "learned"],
-    "images": ["images.py"],
-    "contest": ["contest.py"],
-    "densities": ["densities.py"],
-    "digits": ["digits.py"],
-}
-# what makes a part's reduced form small enough, besides --quick
-REDUCED = {
-    "densities": ["--targets", "mixture, 2 d", "two moons", "wine, split 0"],
-    "digits": ["--only", "coupling spline flow, logit", "EnergyMLP, logit"],
+ROOT = pathlib.Path(__file__).parents[1]
+QUESTIONS = {
+    "drawing": ("contest", "contest --scores learned", "paper"),
+    "posteriors": ("contest", "exchange", "widths", "small"),
+    "densities": ("contest", "learned_prior"),
+    "images": ("draws", "bits"),
+    "cost": ("kernels", "training", "one_mode"),
 }
 
 
-def run_part(name: str, full: bool) -> tuple[bool, float]:
-    """Whether it passed, and its seconds."""
-    script, *options = PARTS[name]
+def run_script(question: str, script: str, full: bool) -> tuple[bool, float]:
+    """Whether it passed, and its seconds; ``script`` with its options."""
+    arguments = ["-m", *f"benchmarks.{question}.{script}".split()]
     if not full:
-        options = [*options, "--quick", *REDUCED.get(name, [])]
-    print(f"\n=== {name}: python benchmarks/{script} {' '.join(options)}", flush=True)
+        arguments.append("--quick")
+    print(f"\n=== python {' '.join(arguments)}", flush=True)
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, HERE / script, *options], check=False)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
     return done.returncode == 0, time.perf_counter() - start
 
 
@@ -48,12 +41,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="hours instead of minutes")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     args = parser.parse_args()
-    results = {name: run_part(name, args.full) for name in args.only}
+    results = {
+        f"{question}.{script}": run_script(question, script, args.full)
+        for question in args.only
+        for script in QUESTIONS[question]
+    }
     print("\nTables and figures in benchmarks/output:")
     for name, (passed, seconds) in results.items():
-        print(f"{seconds:7.0f} s  {name:16} {'passed' if passed else 'FAILED'}")
+        print(f"{seconds:7.0f} s  {name:32} {'passed' if passed else 'FAILED'}")
     return 0 if all(passed for passed, _ in results.values()) else 1
 
 

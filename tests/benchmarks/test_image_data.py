@@ -1,27 +1,15 @@
-"""The reader of IDX files in ``benchmarks/image_data.py``."""
+"""The reader of IDX files in ``benchmarks/images/data.py``."""
 
 import gzip
-import importlib.util
-import pathlib
 
 import numpy as np
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "image_data.py"
-
-
-@pytest.fixture(scope="module")
-def image_data():
-    spec = importlib.util.spec_from_file_location("image_data", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from benchmarks.images import data
 
 
 @pytest.fixture
-def arrays(image_data):
+def arrays():
     """Bytes of the four files: 5 and 3 images of 4 by 6 pixels."""
     rng = np.random.default_rng(0)
     shapes = ((5, 4, 6), (5,), (3, 4, 6), (3,))
@@ -29,8 +17,7 @@ def arrays(image_data):
         0, 256 if len(shape) == 3 else 10, shape, np.uint8
     )
     return {
-        name: draw(shape)
-        for name, shape in zip(image_data.MNIST_FILES, shapes, strict=True)
+        name: draw(shape) for name, shape in zip(data.MNIST_FILES, shapes, strict=True)
     }
 
 
@@ -48,21 +35,21 @@ def write(folder, arrays, *, compress=False):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_reads_what_was_written(tmp_path, image_data, arrays, compress):
+def test_reads_what_was_written(tmp_path, arrays, compress):
     write(tmp_path, arrays, compress=compress)
-    images = image_data.load_mnist(tmp_path)
+    images = data.load_mnist(tmp_path)
     found = (images.train, images.train_classes, images.test, images.test_classes)
     for values, array in zip(found, arrays.values(), strict=True):
         scale = 255.0 if array.ndim == 3 else 1.0
         np.testing.assert_allclose(values * scale, array, rtol=1e-6)
 
 
-def test_says_which_files_are_missing_and_where_they_are(tmp_path, image_data, arrays):
+def test_says_which_files_are_missing_and_where_they_are(tmp_path, arrays):
     del arrays["t10k-images-idx3-ubyte"]
     write(tmp_path, arrays)
     with pytest.raises(FileNotFoundError, match="missing: t10k-images") as caught:
-        image_data.load_mnist(tmp_path)
-    assert image_data.MNIST_SOURCE in str(caught.value)
+        data.load_mnist(tmp_path)
+    assert data.MNIST_SOURCE in str(caught.value)
     assert "train-labels" not in str(caught.value)
 
 
@@ -76,23 +63,23 @@ def test_says_which_files_are_missing_and_where_they_are(tmp_path, image_data, a
         (lambda data: b"", "magic number"),
     ],
 )
-def test_refuses_damaged_files(tmp_path, image_data, arrays, damage, message):
+def test_refuses_damaged_files(tmp_path, arrays, damage, message):
     write(tmp_path, arrays)
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=message):
-        image_data.load_mnist(tmp_path)
+        data.load_mnist(tmp_path)
 
 
-def test_refuses_a_class_too_few(tmp_path, image_data, arrays):
+def test_refuses_a_class_too_few(tmp_path, arrays):
     arrays["train-labels-idx1-ubyte"] = arrays["train-labels-idx1-ubyte"][1:]
     write(tmp_path, arrays)
     with pytest.raises(ValueError, match="one class for each of the 5 images"):
-        image_data.load_mnist(tmp_path)
+        data.load_mnist(tmp_path)
 
 
-def test_refuses_images_of_another_size(tmp_path, image_data, arrays):
+def test_refuses_images_of_another_size(tmp_path, arrays):
     arrays["t10k-images-idx3-ubyte"] = arrays["t10k-images-idx3-ubyte"][:, 1:]
     write(tmp_path, arrays)
     with pytest.raises(ValueError, match=r"of \(4, 6\) pixels"):
-        image_data.load_mnist(tmp_path)
+        data.load_mnist(tmp_path)

@@ -1,0 +1,1 @@
+"""Comparisons and measurements, by question: see README.md."""
