@@ -109,7 +109,8 @@ def test_a_model_that_needs_values_in_python_still_starts():
 
 def test_few_programs_are_kept():
     for i in range(20):
-        assert compiled((i,), lambda x, args, kwargs: x + i, (), {})(1) == 1 + i
+        add = lambda x, args, kwargs, i=i: x + i
+        assert compiled((i,), add, (), {})(1) == 1 + i
     assert len(programs._kept) == programs._MOST_KEPT
     never = lambda *inputs: pytest.fail("a kept program is not made again")
     twice = [compiled((19,), never, (), {}) for _ in range(2)]
