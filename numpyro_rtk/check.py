@@ -306,10 +306,8 @@ def _gaussian(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 def _mixture(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """By EM; components and kind of covariance by the Bayesian information criterion."""
-    try:
-        from sklearn.mixture import GaussianMixture as ByEM
-    except ImportError:
-        return np.full(len(asked), np.nan)
+    from sklearn.mixture import GaussianMixture as ByEM  # late: slow to import
+
     # on one scale, since the floor of the variances is one number for all coordinates
     mean, spread = fitted.mean(axis=0), fitted.std(axis=0)
     fitted, asked = (fitted - mean) / spread, (asked - mean) / spread

@@ -17,7 +17,7 @@ from numpyro_rtk._checks import COARSE, check_bool, coarse_message
 from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.kernels.problem import ModelProblem, Problem, ScoreProblem
-from numpyro_rtk.kernels.programs import ById, compiled
+from numpyro_rtk.kernels.programs import ById, compiled, make_room
 from numpyro_rtk.kernels.terms import rounding_of, sum_of_squares
 
 __all__ = ["GIBBS_SITES", "PathKernel"]
@@ -128,6 +128,8 @@ class PathKernel(MCMCKernel):
         is_single = is_prng_key(rng_key)
         first_key = rng_key if is_single else rng_key[0]
         self._num_warmup = num_warmup
+        if not_jax_tracer(rng_key):
+            make_room()
         self._problem.setup(first_key, model_args, kwargs)
         self._check()
 

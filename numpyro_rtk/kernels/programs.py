@@ -4,14 +4,16 @@ A user who runs the same kernel on new data of the same shapes should not wait f
 compiler again. Arrays among the arguments are traced, all else is part of the program.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-__all__ = ["ById", "compiled"]
+__all__ = ["ById", "compiled", "make_room"]
 
 
 class ById:
@@ -30,6 +32,8 @@ class ById:
 # Kept in all: NumPyro's driver holds kernels for longer than they are needed, and a process
 # has room for a few dozen large programs (of memory mappings) before the compiler fails.
 _MOST_KEPT = 4
+_MAPPINGS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+_NEARLY_FULL = 0.7
 _kept: OrderedDict[Hashable, Callable] = OrderedDict()
 
 
@@ -69,6 +73,31 @@ def compiled(
             return jax.jit(lambda *inputs: function(*inputs, args, kwargs))(*inputs)
 
     return run
+
+
+def make_room() -> None:
+    """Drop compiled programs where the process is near its limit of memory mappings.
+
+    XLA maps every function of a program on its own, JAX keeps the programs of every run,
+    and where the system gives no more (Linux: 65,530 by default, some fifty runs) the
+    compiler ends the process, draws and all.
+    """
+    try:
+        limit = int(_LIMIT.read_text())
+        used = _MAPPINGS.read_bytes().count(b"\n")
+    except (OSError, ValueError):  # another system
+        return
+    if used < _NEARLY_FULL * limit:
+        return
+    _kept.clear()
+    jax.clear_caches()
+    warnings.warn(
+        f"JAX's compiled programs were dropped (`jax.clear_caches()`): they held {used} of "
+        f"the {limit} memory mappings that this process may have, and the next run would "
+        "have ended it. Runs compile anew; one `MCMC` object used again compiles less.",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _keep(key: Hashable, function: Callable) -> Callable:

@@ -32,7 +32,6 @@ def fit_base(
         other rows; None where it is to be one Gaussian.
 
     Raises:
-        ImportError: without scikit-learn.
         ValueError: where there are too few rows for ``num_components``.
     """
     if num_components == 1:

@@ -230,17 +230,9 @@ def by_em(z: np.ndarray, num: int, form: Form = _PLAIN) -> Mixture:
         z: standardised rows, ``(n, dim)``.
         num: K.
         form: of the components.
-
-    Raises:
-        ImportError: without scikit-learn.
     """
-    try:
-        from sklearn.cluster import kmeans_plusplus
-    except ImportError:
-        raise ImportError(
-            "The mixture that `fit` starts from needs scikit-learn: `pip install "
-            "scikit-learn`, or pass `num_components=1` to start from one Gaussian."
-        ) from None
+    from sklearn.cluster import kmeans_plusplus  # late: slow to import
+
     first, _ = kmeans_plusplus(z, num, random_state=0)
     _, label = kmeans2(z, first, minit="matrix", iter=20, missing="warn")
     # a small group's first covariance leans on the pooled one

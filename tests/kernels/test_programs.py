@@ -119,6 +119,22 @@ def test_few_programs_are_kept():
     assert unhashable(3) == 3
 
 
+def test_programs_are_dropped_before_the_process_is_full(monkeypatch, tmp_path):
+    limit, maps = tmp_path / "limit", tmp_path / "maps"
+    monkeypatch.setattr(programs, "_LIMIT", limit)
+    monkeypatch.setattr(programs, "_MAPPINGS", maps)
+    programs.make_room()  # another system
+    limit.write_text("100\n")
+    maps.write_text("a mapping\n" * 60)
+    compiled(("kept",), lambda args, kwargs: 1, (), {})
+    programs.make_room()
+    assert programs._kept
+    maps.write_text("a mapping\n" * 80)
+    with pytest.warns(UserWarning, match="80 of the 100 memory mappings"):
+        programs.make_room()
+    assert not programs._kept
+
+
 def test_equal_by_value_and_type_or_by_identity():
     one = jax.numpy.ones(2)
     assert ById(one) == ById(one) != ById(jnp.ones(2))
