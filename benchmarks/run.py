@@ -21,7 +21,7 @@ QUESTIONS = {
     "posteriors": ("contest", "exchange", "widths", "small"),
     "densities": ("contest", "learned_prior"),
     "images": ("draws", "bits"),
-    "cost": ("kernels", "training", "one_mode"),
+    "cost": ("kernels", "training", "one_mode", "first_run"),
 }
 
 

@@ -83,7 +83,7 @@ _AS_GOOD = (1.2, 1.05)
 # A second population goes down with so much smaller a c, at most this: the pilot chooses
 # for what its few particles see, and at its c a narrow mode may be lost on the way. In
 # more dimensions than these a mode that is any narrower is lost at every c.
-_FINER, _FINE_ENOUGH = 0.1, 1e-3
+_FINER, _FINE_ENOUGH = 0.1, 1e-4
 _FEW_DIMENSIONS = 10
 # No segment counts as easier: levels must not leave a stretch without any.
 _LEAST_SPREAD = 0.05
