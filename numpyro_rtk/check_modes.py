@@ -10,12 +10,12 @@ from numpyro.infer import MCMC
 
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.core.modes import membership
+from numpyro_rtk.core.population import narrowest_found
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.report import (
     ENOUGH_ANCESTORS,
     log_evidence,
     lost_regions,
-    narrowest_found,
 )
 
 __all__ = ["ModeCheck", "check_modes"]

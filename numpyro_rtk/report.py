@@ -7,13 +7,13 @@ import numpy as np
 
 from numpyro_rtk._checks import COARSE, coarse_message
 from numpyro_rtk.core.ladder import LEAST_ACCEPTANCE, suggest_levels
+from numpyro_rtk.core.population import narrowest_found
 
 __all__ = [
     "Diagnosis",
     "diagnose",
     "log_evidence",
     "lost_regions",
-    "narrowest_found",
 ]
 
 # Of 100 prior draws, so many must be left for importance resampling to be recommended.
@@ -23,8 +23,6 @@ _UNKNOWN = 0.5
 # Where the last particles go back to fewer at the top, neither their evidence nor their
 # shares have an error that can be believed.
 ENOUGH_ANCESTORS = 30
-# Particles that a mode needs where it has fewest, to be found for sure.
-_ENOUGH_PARTICLES = 10
 # A region counts as lost with less than this part of the population's share.
 _LOST = 0.1
 # Of the learned prior's draws, fewer than this further out: few samples were there.
@@ -424,20 +422,6 @@ def _says_far_out(run: _Run) -> str | None:
 
 
 # -- limits and remarks --------------------------------------------------------------
-
-
-def narrowest_found(num_particles: int, num_informed: float) -> float:
-    r"""Relative width of the narrowest mode that a population finds for sure.
-
-    At the level where it has least, a tempered mode of relative width :math:`\rho` in d
-    directions has :math:`\rho^d` of the mass of one that will have the same: ten of n
-    particles for :math:`\rho = (10 / n)^{1/d}`.
-
-    Args:
-        num_particles: n.
-        num_informed: d, directions in which the data narrow the prior.
-    """
-    return float((_ENOUGH_PARTICLES / num_particles) ** (1.0 / num_informed))
 
 
 def _says_not_excluded(run: _Run) -> str | None:

@@ -46,6 +46,7 @@ __all__ = [
     "LevelNoise",
     "descend",
     "mean_square",
+    "narrowest_found",
     "share_of",
     "some_of",
     "systematic",
@@ -62,6 +63,8 @@ _AT_AN_EDGE = 0.01
 # Beyond this the few that are left only happened to be there, and must find the rest.
 _LOST = 0.9
 _AIMED_ACCEPTANCE = 0.65
+# Particles that a mode needs where it has fewest, to be found for sure.
+_ENOUGH_PARTICLES = 10
 
 
 class Descent(NamedTuple):
@@ -381,6 +384,20 @@ def _arrive(
         log_ratio=carry.log_ratio.at[index].set(total - jnp.log(1.0 * n)),
         spread=carry.spread.at[index].set(crossed.spread),
     )
+
+
+def narrowest_found(num_particles: int, num_informed: float) -> float:
+    r"""Relative width of the narrowest mode that a population finds for sure.
+
+    At the level where it has least, a tempered mode of relative width :math:`\rho` in d
+    directions has :math:`\rho^d` of the mass of one that will have the same: ten of n
+    particles for :math:`\rho = (10 / n)^{1/d}`.
+
+    Args:
+        num_particles: n.
+        num_informed: d, directions in which the data narrow the prior.
+    """
+    return float((_ENOUGH_PARTICLES / num_particles) ** (1.0 / num_informed))
 
 
 def share_of(descent: Descent, membership: jax.Array) -> tuple[jax.Array, jax.Array]:

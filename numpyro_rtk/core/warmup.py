@@ -55,7 +55,14 @@ from numpyro_rtk.core.modes import (
     refit_modes,
 )
 from numpyro_rtk.core.pilot import population_down
-from numpyro_rtk.core.population import Descent, descend, share_of, some_of, systematic
+from numpyro_rtk.core.population import (
+    Descent,
+    descend,
+    narrowest_found,
+    share_of,
+    some_of,
+    systematic,
+)
 from numpyro_rtk.core.segment import segment_between
 from numpyro_rtk.noise import noise_to_signal, time_from_noise_to_signal
 
@@ -80,10 +87,11 @@ NUM_PILOTS, NUM_PILOT = 2 * _NUM_BESIDE, 64
 # Of those as good as the best, up to these factors, the largest c is taken: on the slow
 # side one of several is the best by chance, and may be smaller by orders of magnitude.
 _AS_GOOD = (1.2, 1.05)
-# A second population goes down with so much smaller a c, at most this: the pilot chooses
-# for what its few particles see, and at its c a narrow mode may be lost on the way. In
-# more dimensions than these a mode that is any narrower is lost at every c.
-_FINER, _FINE_ENOUGH = 0.1, 1e-4
+# A second population goes down with so much smaller a c: the pilot chooses for what its few
+# particles see, and at its c a narrow mode may be lost on the way. Of modes of the second
+# number's width, on the standardised scale, the narrowest that can be found beside them is
+# to stand out. In more dimensions than these one that is any narrower is lost at every c.
+_FINER, _USUAL_WIDTH = 0.1, 0.1
 _FEW_DIMENSIONS = 10
 # No segment counts as easier: levels must not leave a stretch without any.
 _LEAST_SPREAD = 0.05
@@ -253,7 +261,8 @@ def first_adaptation(
     variances = variance[None]
     if method.num_populations(dim) == 2:
         # at a smaller c narrow modes stand out from earlier on
-        finer = jnp.minimum(_FINER * variance, _FINE_ENOUGH)
+        width = _USUAL_WIDTH * narrowest_found(method.num_particles, dim)
+        finer = jnp.minimum(_FINER * variance, width**2)
         variances = jnp.stack([variance, finer])
     horizon = jnp.asarray(method.times[-1], dtype)
 

@@ -14,6 +14,7 @@ import pytest
 
 import numpyro_rtk as rtk
 from numpyro_rtk import report
+from numpyro_rtk.core.population import narrowest_found
 from tests.kernels.conftest import make_mcmc
 
 # -- of numbers ------------------------------------------------------------------------
@@ -253,8 +254,8 @@ def test_the_evidence_is_unknown_where_nothing_passes():
 
 
 def test_the_narrowest_mode():
-    assert report.narrowest_found(1000, 1.0) == pytest.approx(0.01)
-    assert report.narrowest_found(1000, 2.0) == pytest.approx(0.1)
+    assert narrowest_found(1000, 1.0) == pytest.approx(0.01)
+    assert narrowest_found(1000, 2.0) == pytest.approx(0.1)
 
 
 # -- of runs ---------------------------------------------------------------------------
