@@ -43,7 +43,8 @@ def compiled(
     """``function(*inputs, args, kwargs)`` as a compiled program of the inputs.
 
     Where the model needs the values of an argument in Python, they are part of the
-    program, which is then not kept.
+    program, which is then not kept. So are arrays that JAX would round (double precision
+    of NumPy's, by default): what the model does to them in NumPy keeps its digits.
 
     Args:
         facts: what it depends on besides inputs and arguments: with ``function`` itself,
@@ -66,10 +67,9 @@ def compiled(
     def run(*inputs):
         try:
             return program(arrays, *inputs)
-        except (
-            jax.errors.ConcretizationTypeError,
-            jax.errors.TracerArrayConversionError,
-        ):
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception:  # a loop over n, rows chosen by a mask: whatever Python needs
             return jax.jit(lambda *inputs: function(*inputs, args, kwargs))(*inputs)
 
     return run
@@ -130,4 +130,7 @@ class ByValue:
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray)
+    """Whether it can be traced and stay what it is."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype == jax.dtypes.canonicalize_dtype(leaf.dtype)
+    return isinstance(leaf, jax.Array)

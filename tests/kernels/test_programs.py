@@ -95,16 +95,31 @@ def test_a_prior_that_is_exchanged_outside_the_model_is_noticed():
 
 
 def test_a_model_that_needs_values_in_python_still_starts():
-    def model(y, n):
+    def model(y, n, use):
         x = numpyro.sample("x", rtk.LearnedPrior(PRIOR))
-        for i in range(int(n)):
+        for i in range(n):
             numpyro.sample(f"y{i}", dist.Normal(x[0], 0.5), obs=y[i])
+        numpyro.sample("rest", dist.Normal(x[0], 0.5), obs=y[use])
 
     kernel = KERNELS["mala"](model)
     for n in (1, 2):
-        args = (jnp.array([0.1, 0.2]), np.array(n))
+        args = (jnp.array([0.1, 0.2]), np.array(n, np.int32), np.array([True, False]))
         state = kernel.init(jr.key(0), 20, None, args, {})
         assert np.isfinite(state.potential_energy)
+
+
+def test_what_the_model_does_in_numpy_keeps_its_digits():
+    """Double precision of NumPy's is part of the program, and changed data are seen."""
+
+    def model(y):
+        x = numpyro.sample("x", rtk.LearnedPrior(PRIOR))
+        numpyro.sample("y", dist.Normal(x[0], 0.05), obs=jnp.asarray(y - 1e9))
+
+    kernel, y = KERNELS["mala"](model), np.array([1e9 + 1.1])
+    for shift in (0.0, -2.0):
+        y += shift
+        state = kernel.init(jr.key(0), 20, None, (y,), {})
+        assert abs(state.z["x"][0] - (1.1 + shift)) < 0.3
 
 
 def test_few_programs_are_kept():
