@@ -496,7 +496,7 @@ def _log_likelihood(mcmc: Any) -> np.ndarray | None:
 def _rounding(mcmc: Any) -> float:
     """Nats that the log density is resolved to; 0 where it cannot be had."""
     arguments = _arguments(mcmc)
-    if arguments is None or mcmc.sampler.model is None:
+    if arguments is None:
         return 0.0
     return mcmc.sampler.rounding(mcmc.last_state, *arguments)
 

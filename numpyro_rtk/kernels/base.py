@@ -13,6 +13,7 @@ import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key, not_jax_tracer
 
+from numpyro_rtk import paths
 from numpyro_rtk._checks import COARSE, check_bool, coarse_message
 from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.inner import InnerSampler
@@ -147,7 +148,9 @@ class PathKernel(MCMCKernel):
                 break
             self._refuse_start(bool(np.all(has_start)), found)
             rounding = self._rounding_of(found, model_args, kwargs)
-            if rounding < COARSE or (attempt and found.away < COARSE):
+            # another origin helps a model's terms, not the size of the learned prior
+            helps = found.squares and not (attempt and found.away < COARSE)
+            if rounding < COARSE or not helps:
                 break
             origin = found.position
         if not_jax_tracer(has_start):
@@ -188,23 +191,22 @@ class PathKernel(MCMCKernel):
     def _look(self, state: Any, args: tuple, kwargs: dict) -> _Look:
         frame = self._frame(state)
         bound = self._problem.bind(args, kwargs, frame)
-        nothing = jnp.zeros(())
-        if bound.log_likelihood is None:
-            return _Look(jnp.array(False), nothing, frame.origin, {})
         z = state.z
         if jnp.ndim(state.i) == 0:
             z = jax.tree.map(lambda leaf: leaf[None], z)
         places = jax.vmap(bound.flatten)(z)
-        around = jr.normal(jr.key(0), (_NUM_LOOKED_AT, self._problem.dim))
-        # one after the other: a likelihood of many rows at all of them would be large
-        values = jax.lax.map(
-            bound.log_likelihood, jnp.concatenate([places, around]), batch_size=32
-        )
-        here = values[: len(places)]
+        # some at a time: a likelihood of many rows at all of them would be large
+        at = lambda function, u: jax.lax.map(function, u, batch_size=32)
+        is_infinite = jnp.array(False)
+        if bound.log_likelihood is not None:
+            around = jr.normal(jr.key(0), (_NUM_LOOKED_AT, self._problem.dim))
+            is_infinite = jnp.any(at(bound.log_likelihood, around) == jnp.inf)
+        ground = paths.levels_of(jnp.zeros(()), 1.0)
+        here = at(lambda u: bound.path(u, ground).log_density, places)
         here = jnp.where(jnp.isfinite(here), here, -jnp.inf)
         size = jnp.max(jnp.abs(here), initial=0.0, where=here > -jnp.inf)
         return _Look(
-            is_infinite=jnp.any(values == jnp.inf),
+            is_infinite=is_infinite,
             away=jnp.finfo(size.dtype).eps * size,
             position=frame.unscaled(places[jnp.argmax(here)]),
             squares=sum_of_squares(bound.at_origin),

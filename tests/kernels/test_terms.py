@@ -117,6 +117,29 @@ def test_what_is_rounded_off_within_a_term_is_said_or_refused(constant, kind):
         run(within_one_term, 0.1, jnp.float32(constant))
 
 
+class Large:
+    """A density that is not normalised, by 1e7 nats."""
+
+    event_shape = (2,)
+
+    def score(self, x, t):
+        return -x
+
+    def log_density(self, x, t):
+        return 1e7 - 0.5 * jnp.sum(x**2)
+
+
+def large_prior():
+    numpyro.sample("x", rtk.LearnedPrior(Large()))
+
+
+@pytest.mark.parametrize("options", [{"score": Large()}, {"model": large_prior}])
+def test_a_learned_prior_too_large_for_its_type_is_said(options):
+    kernel = rtk.RTKReplicaExchange(**options, num_levels=3, num_particles=32)
+    with pytest.warns(UserWarning, match="terms so large"):
+        kernel.init(jr.key(0), 10, None, (), {})
+
+
 def test_other_kernels_count_alike():
     draws = []
     for constant in (0.0, 1e9):
