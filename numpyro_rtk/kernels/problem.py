@@ -41,7 +41,7 @@ from numpyro_rtk.kernels.messages import (
     subsampled_plates,
     uses_network,
 )
-from numpyro_rtk.kernels.programs import ById
+from numpyro_rtk.kernels.programs import ById, text_of
 from numpyro_rtk.kernels.terms import Terms, counted_from, log_terms, sum_in_two
 from numpyro_rtk.prior import LearnedPrior, check_density
 
@@ -435,13 +435,17 @@ class ModelProblem(Problem):
         )
 
     def facts(self, args: tuple, kwargs: dict) -> tuple:
-        """The sites, and the very arrays of the learned ones that are no arguments."""
+        """The sites, the model's terms, and the learned priors' arrays.
+
+        A constant outside the model may be another one at the next run.
+        """
         given = {id(leaf) for leaf in jax.tree.leaves((args, kwargs))}
         constants = (leaf for leaf in self.constants if id(leaf.value) not in given)
         return (
             self.learned,
             self.ordinary,
             tuple(constants),
+            text_of(self._terms_of, args, kwargs),
             self.demoted,
             self.is_coupled,
             self.has_params,
@@ -451,15 +455,14 @@ class ModelProblem(Problem):
 
     def moving_terms(self, args: tuple, kwargs: dict) -> frozenset[str]:
         """By what is computed from what."""
-
-        def terms(u):
-            values = self._split(u)
-            return self._terms(
-                args, kwargs, values, self._trace_at(args, kwargs, values)
-            )
-
+        terms = partial(self._terms_of, args, kwargs)
         found = depends_on(terms, jnp.zeros(self.dim))
         return frozenset(name for name, moves in found.items() if moves)
+
+    def _terms_of(self, args: tuple, kwargs: dict, free: jax.Array | None = None):
+        """The model's terms at a flat unconstrained position, by default 0."""
+        values = self._split(jnp.zeros(self.dim) if free is None else free)
+        return self._terms(args, kwargs, values, self._trace_at(args, kwargs, values))
 
     def flat(self, values: dict) -> jax.Array:
         """Unconstrained sites, learned ones first."""

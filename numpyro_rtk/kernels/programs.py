@@ -4,6 +4,7 @@ A user who runs the same kernel on new data of the same shapes should not wait f
 compiler again. Arrays among the arguments are traced, all else is part of the program.
 """
 
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["ById", "compiled", "make_room"]
+__all__ = ["ById", "compiled", "make_room", "text_of"]
 
 
 class ById:
@@ -53,16 +54,8 @@ def compiled(
         args: the model's arguments.
         kwargs: likewise.
     """
-    leaves, structure = jax.tree.flatten((args, kwargs))
-    arrays = [leaf for leaf in leaves if _is_array(leaf)]
-    rest = tuple(None if _is_array(leaf) else ByValue(leaf) for leaf in leaves)
-
-    def with_arrays(arrays, *inputs):
-        given = iter(arrays)
-        put = [next(given) if one is None else one.value for one in rest]
-        return function(*inputs, *jax.tree.unflatten(structure, put))
-
-    program = _keep((facts, structure, rest), with_arrays)
+    arrays, rest, with_arrays = _split(function, args, kwargs)
+    program = _keep((facts, rest), with_arrays)
 
     def run(*inputs):
         try:
@@ -73,6 +66,34 @@ def compiled(
             return jax.jit(lambda *inputs: function(*inputs, args, kwargs))(*inputs)
 
     return run
+
+
+def text_of(function: Callable, args: tuple, kwargs: dict) -> Hashable:
+    """What ``function(args, kwargs)`` computes of the arrays: its program, to compare.
+
+    Whatever it takes from outside is in it: numbers as text, arrays by identity.
+    """
+    arrays, _, with_arrays = _split(function, args, kwargs)
+    try:
+        closed = jax.make_jaxpr(with_arrays)(arrays)
+    except Exception:  # values are needed in Python: not known, so equal to nothing
+        return ById(object())
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr))
+    return text, tuple(ById(constant) for constant in closed.consts)
+
+
+def _split(function: Callable, args: tuple, kwargs: dict) -> tuple:
+    """Arrays among the arguments, all else (hashable), ``function`` of the arrays first."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    rest = tuple(None if _is_array(leaf) else ByValue(leaf) for leaf in leaves)
+
+    def with_arrays(arrays, *inputs):
+        given = iter(arrays)
+        put = [next(given) if one is None else one.value for one in rest]
+        return function(*inputs, *jax.tree.unflatten(structure, put))
+
+    return arrays, (structure, rest), with_arrays
 
 
 def make_room() -> None:

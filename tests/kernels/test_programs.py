@@ -94,6 +94,35 @@ def test_a_prior_that_is_exchanged_outside_the_model_is_noticed():
     assert state.z["x"][0] > 20.0
 
 
+def test_a_constant_that_is_changed_outside_the_model_is_noticed():
+    """A number, an array, and the prior within a wrapper: as a notebook's next cell."""
+    inner = rtk.GaussianMixture([1.0], [[0.5]], [[[0.1]]])
+    holder = {"sd": 0.05, "shift": jnp.zeros(1), "inner": inner}
+
+    def model(y):
+        x = numpyro.sample("x", rtk.LearnedPrior(PRIOR))
+        prior = rtk.LearnedPrior(holder["inner"])
+        moved = dist.TransformedDistribution(
+            prior, dist.transforms.AffineTransform(0.0, 1.0)
+        )
+        numpyro.sample("z", moved.to_event(0))
+        centre = x[0] + holder["shift"][0]
+        numpyro.sample("y", dist.Normal(centre, holder["sd"]), obs=y)
+
+    kernel, args = KERNELS["mala"](model), (jnp.array(0.1),)
+    start = lambda: kernel.init(jr.key(0), 20, None, args, {}).potential_energy
+    moved = rtk.GaussianMixture([1.0], [[4.0]], [[[0.1]]])
+    changes = {"sd": 50.0, "shift": jnp.ones(1), "inner": moved}
+    seen = [start()]
+    for name, value in changes.items():
+        holder[name] = value
+        kept = start()
+        fresh = KERNELS["mala"](model).init(jr.key(0), 20, None, args, {})
+        assert kept == fresh.potential_energy
+        assert kept != seen[-1]
+        seen.append(kept)
+
+
 def test_a_model_that_needs_values_in_python_still_starts():
     def model(y, n, use):
         x = numpyro.sample("x", rtk.LearnedPrior(PRIOR))
