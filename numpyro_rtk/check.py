@@ -13,9 +13,8 @@ from scipy.cluster.vq import kmeans2
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
-from numpyro_rtk import paths
+from numpyro_rtk.density import check_density, has_energy, loc_and_scale
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
-from numpyro_rtk.prior import check_density
 from numpyro_rtk.report import log_evidence
 from numpyro_rtk.sites import (
     columns_of,
@@ -137,7 +136,7 @@ def check_prior(
             coordinate that never changes.
     """
     check_density("model_", model_)
-    if not paths.has_energy(model_):
+    if not has_energy(model_):
         raise TypeError(
             "`model_` must have an energy: a score alone gives no density to check; got "
             f"{type(model_).__name__}. Train an EnergyModel."
@@ -246,7 +245,7 @@ def _start(model_: Any, rows: np.ndarray, evaluate) -> np.ndarray | None:
     Where the exchange does not mix, as with a mode far narrower than the lowest level, the
     two halves differ. None where the density has no value at any row.
     """
-    loc, scale = (np.ravel(np.asarray(a, float)) for a in paths.loc_and_scale(model_))
+    loc, scale = (np.ravel(np.asarray(a, float)) for a in loc_and_scale(model_))
     usable = rows[np.isfinite(evaluate(rows))]
     if len(usable) == 0:
         return None

@@ -177,7 +177,7 @@ def _described(model_: Any) -> dict[str, Any]:
         "network": type(network).__name__,
         "hyperparameters": network.hyperparameters(),
         "noise_range": list(map(_plain, model_.noise_range)),
-        "reach": _plain(getattr(model_, "reach", None)),
+        "reach": _plain(model_.reach),
         "uses_network": model_.uses_network,
         "sites": model_.sites,
         "condition_shape": model_.condition_shape,

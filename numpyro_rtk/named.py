@@ -8,7 +8,7 @@ import numpyro
 from numpyro.primitives import Messenger
 
 from numpyro_rtk.prior import LearnedPrior
-from numpyro_rtk.sites import split_sites
+from numpyro_rtk.sites import sites_of, split_sites
 
 __all__ = ["learned_sites"]
 
@@ -42,7 +42,7 @@ def learned_sites(name: str, prior: LearnedPrior) -> dict[str, jax.Array]:
             f"`prior` must be a LearnedPrior; got {type(prior).__name__}. Write "
             "`rtk.LearnedPrior(model_)`."
         )
-    sites = getattr(prior.density, "sites", None)
+    sites = sites_of(prior.density)
     if sites is None or sites[0].name is None:
         raise ValueError(
             "`prior` must be learned of named sites (`rtk.fit` on a dict); got one of an "

@@ -10,51 +10,26 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.batch_util import promote_batch_shape
-from numpyro.util import is_prng_key, not_jax_tracer
+from numpyro.util import is_prng_key
 
-from numpyro_rtk import paths
-from numpyro_rtk._checks import check_resolution
-from numpyro_rtk.core.annealed import Local, predict_down
-from numpyro_rtk.core.mala import mala
-from numpyro_rtk.core.multistep import Multistep
-from numpyro_rtk.networks.condition import as_condition, check_bound
+from numpyro_rtk.density import (
+    ConditionalDensity,
+    Density,
+    check_conditional,
+    check_density,
+    check_resolved,
+    condition_shape_of,
+    has_energy,
+)
+from numpyro_rtk.draw import draw, draw_given
+from numpyro_rtk.networks.condition import as_condition
 from numpyro_rtk.networks.site import REAL
-from numpyro_rtk.noise import angle_ladder
-from numpyro_rtk.sites import constraint_of, support_spec
+from numpyro_rtk.sites import constraint_of, sites_of, support_spec
 
-__all__ = ["LearnedPrior", "check_density"]
-
-# What `sample` runs: the unconditional default of RTKMALA without its adaptation.
-_NUM_SEGMENTS = 13
-_NUM_STEPS = 3
-_STEP_SIZE = 0.5
-_TIMES = angle_ladder(_NUM_SEGMENTS)
-_FEW_PARTICLES = 64  # of the calibration, where every condition needs its own
-
-
-def check_density(name: str, density: Any) -> None:
-    """Raise unless ``density`` has what the package needs of one.
-
-    Args:
-        name: the argument's name, for the message.
-        density: anything with ``event_shape`` and ``score(x, t)``.
-
-    Raises:
-        TypeError: for anything else.
-        ValueError: for a density p(x | c) whose condition is still open.
-    """
-    check_bound(name, density)
-    missing = [a for a in ("event_shape", "score") if not hasattr(density, a)]
-    if missing:
-        raise TypeError(
-            f"`{name}` must be an object with `event_shape` and `score(x, t)` (an "
-            "EnergyModel, a ScoreModel, a GaussianMixture or your own); got "
-            f"{type(density).__name__} without {missing}. Train one with `rtk.fit`."
-        )
+__all__ = ["LearnedPrior"]
 
 
 class LearnedPrior(dist.Distribution):
@@ -111,14 +86,14 @@ class LearnedPrior(dist.Distribution):
 
     def __init__(
         self,
-        density: Any,
+        density: Density | ConditionalDensity,
         *,
         condition: Any = None,
         support: constraints.Constraint | None = None,
         validate_args: bool | None = None,
     ):
         self._condition = _condition_of(density, condition)
-        _check_resolved(density)
+        check_resolved("density", density)
         # Held in two halves so that the distribution crosses jit, vmap and lax.cond.
         self._arrays, self._static = eqx.partition(density, eqx.is_array)
         self._spec = _support_of(density, support)
@@ -143,7 +118,7 @@ class LearnedPrior(dist.Distribution):
     @property
     def has_energy(self) -> bool:
         """Whether there is a ``log_prob``, not draws alone."""
-        return paths.has_energy(self._one_density())
+        return has_energy(self._one_density())
 
     @property
     def _stack(self) -> tuple[int, ...]:
@@ -265,74 +240,20 @@ class LearnedPrior(dist.Distribution):
             raise TypeError(f"`key` must be a PRNG key; got {key!r}.")
         if self._stack:
             return _sample_stack(self, key, sample_shape)
-        draws = self._sample_all(key, sample_shape)
+        draws = self._sample_free(key, sample_shape)
         return draws if self._spec is None else biject_to(self.support)(draws)
 
-    def _sample_all(self, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
+    def _sample_free(self, key: jax.Array, sample_shape: tuple[int, ...]) -> jax.Array:
         """Unconstrained draws, each entry of the batch at its own condition."""
+        density = self.density
         if self._condition is None:
-            return self._sample_free(key, sample_shape, self.density, self._predictor)
+            return draw(key, density, sample_shape)
         batch, shape = self._condition_shapes()
-
-        def of_one(key, c):
-            density = self.density.given(c)
-            base = paths.standardised(density, process=self.density)
-            fitted = lambda: (base, self._fit_predictor(base, _FEW_PARTICLES))
-            return self._sample_free(key, sample_shape, density, fitted)
-
         c = jnp.reshape(self._condition, (-1, *shape))
-        draws = jax.vmap(of_one)(jr.split(key, len(c)), c)
-        draws = jnp.moveaxis(draws, 0, len(sample_shape))
-        return draws.reshape((*sample_shape, *batch, *self.density.event_shape))
-
-    def _sample_free(self, key, sample_shape, density, make_predictor) -> jax.Array:
-        """Unconstrained draws, ``sample_shape + density.event_shape``."""
-        if hasattr(density, "sample"):
-            return density.sample(key, sample_shape)
-        if not getattr(density, "uses_network", True):
-            return density.sample_base(key, sample_shape)
-        shape = tuple(density.event_shape)
-        base, (multistep, moment) = make_predictor()
-        levels = paths.levels_of(_TIMES, 1.0)
-        step_size = jnp.asarray(
-            _STEP_SIZE * min(1.0, (moment.shape[1] / 10.0) ** -0.25)
+        draws = jnp.moveaxis(
+            draw_given(key, density, c, sample_shape), 0, len(sample_shape)
         )
-        local = Local(_NUM_STEPS, step_size, jax.lax.rsqrt(moment[0]))
-        acceptance = "energy" if paths.has_energy(density) else "simpson"
-        inner = mala(num_leapfrog=2, acceptance=acceptance)
-
-        def draw(key):
-            key_top, key_down = jr.split(key)
-            top = jr.normal(key_top, (math.prod(shape),), moment.dtype)
-            path = paths.prior_path(base)
-            return predict_down(
-                key_down, top, path, levels, multistep, local, inner
-            ).position
-
-        keys = jr.split(key, math.prod(sample_shape))
-        flat = jax.vmap(draw)(keys)
-        loc, scale = paths.loc_and_scale(self.density)
-        return (loc + scale * flat.reshape((-1, *shape))).reshape(
-            (*sample_shape, *shape)
-        )
-
-    def _predictor(self) -> tuple[paths.BaseFn, tuple[Multistep, jax.Array]]:
-        """The fitted predictor and the mean squared scores, made once."""
-        base = paths.standardised(self.density)
-        fitted = self.__dict__.get("_fitted")
-        if fitted is None:
-            fitted = self._fit_predictor(base)
-            if all(not_jax_tracer(leaf) for leaf in jax.tree.leaves(fitted)):
-                self._fitted = jax.tree.map(np.asarray, fitted)
-        return base, jax.tree.map(jnp.asarray, fitted)
-
-    def _fit_predictor(self, base: paths.BaseFn, num_particles: int = 256):
-        # The same fixed key each time: under vmap the calibration is done once.
-        dim = math.prod(self.density.event_shape)
-        fit = lambda key: paths.calibrate_multistep(
-            key, base, _TIMES, dim, num_particles
-        )
-        return jax.jit(fit)(jr.key(0))
+        return draws.reshape((*sample_shape, *batch, *density.event_shape))
 
 
 def _log_prob_of_stack(prior: LearnedPrior, value: jax.Array) -> jax.Array:
@@ -375,42 +296,21 @@ def _promote_stack(prior: LearnedPrior) -> LearnedPrior:
     return new
 
 
-def _check_resolved(density: Any) -> None:
-    """Refuse a scale that floating point numbers do not resolve, where it is known."""
-    loc, scale = (getattr(density, name, None) for name in ("loc", "scale"))
-    if loc is None or scale is None:
-        return
-    if not (not_jax_tracer(loc) and not_jax_tracer(scale)):
-        return
-    loc, scale = np.broadcast_arrays(np.asarray(loc), np.asarray(scale))
-    dtype = np.float32 if loc.dtype == np.float32 else jnp.result_type(float)
-    check_resolution("density", loc, scale, dtype)
-
-
-def _condition_of(density: Any, condition: Any) -> jax.Array | None:
+def _condition_of(
+    density: Density | ConditionalDensity, condition: Any
+) -> jax.Array | None:
     """The condition, checked against the density; None where it has none."""
-    own = getattr(density, "condition_shape", None)
+    own = condition_shape_of(density)
     if condition is None:
         if own is not None:
             raise ValueError(
                 "`condition` must be given for a density p(x | c), with a shape that "
-                f"ends in {tuple(own)}; got None. Write `rtk.LearnedPrior(model_, "
+                f"ends in {own}; got None. Write `rtk.LearnedPrior(model_, "
                 "condition=c)`."
             )
         check_density("density", density)
         return None
-    if own is None or not callable(getattr(density, "given", None)):
-        raise ValueError(
-            "`condition` must be None unless the density is conditional (with "
-            f"`condition_shape` and `given(c)`); got a {type(density).__name__} without "
-            "a condition. Learn one with `rtk.fit(key, samples, condition=...)`."
-        )
-    if not hasattr(density, "event_shape"):
-        raise TypeError(
-            "`density` must have `event_shape` beside `condition_shape` and `given(c)`; "
-            f"got a {type(density).__name__} without."
-        )
-    own = tuple(own)
+    own = check_conditional("density", density)
     condition = as_condition("condition", condition)
     if condition.shape[condition.ndim - len(own) :] != own or condition.ndim < len(own):
         raise ValueError(
@@ -423,7 +323,7 @@ def _condition_of(density: Any, condition: Any) -> jax.Array | None:
 def _support_of(density: Any, support: Any) -> tuple[Any, ...] | None:
     """The support as plain data; None for all of the real space."""
     given = None if support is None else support_spec("support", support)
-    sites = getattr(density, "sites", None)
+    sites = sites_of(density)
     if sites is not None:
         own = sites[0].support if sites[0].name is None else REAL
         if given not in (None, own):

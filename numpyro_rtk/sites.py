@@ -24,12 +24,18 @@ __all__ = [
     "constraint_of",
     "is_frame",
     "labels_of_sites",
+    "sites_of",
     "split_sites",
     "support_spec",
     "transform_of",
     "unconstrain_rows",
     "unconstrained_shape",
 ]
+
+
+def sites_of(density: Any) -> tuple[SiteSpec, ...] | None:
+    """What the values of a density stand for; None: one array of real numbers."""
+    return getattr(density, "sites", None)
 
 
 def support_spec(argument: str, support: Any) -> tuple[Any, ...]:

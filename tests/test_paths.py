@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from numpyro_rtk import paths
+from numpyro_rtk.density import standardised
 from numpyro_rtk.mixture import GaussianMixture
 from numpyro_rtk.noise import angle_ladder, noise_variance, signal
 from tests.oracles import SKEWED, Mixture
@@ -19,24 +20,6 @@ SHIFTED = Mixture(SKEWED.weights, 3.0 * SKEWED.means + 5.0, 9.0 * SKEWED.covaria
 
 def log_likelihood(u):
     return -0.5 * jnp.square(u[0] - 0.7 * u[1] - 0.4) / 0.1 + 0.3 * jnp.sin(u[1])
-
-
-class ScoreOnly:
-    """The least that a density can be."""
-
-    event_shape = (2, 1)
-
-    def score(self, x, t):
-        return -x / (1.0 + t)
-
-
-class Separate:
-    """A density without ``log_density_and_score``, ``loc`` and ``scale``."""
-
-    event_shape = (2,)
-
-    def __init__(self, density):
-        self.log_density, self.score = density.log_density, density.score
 
 
 def level(levels, k):
@@ -54,7 +37,7 @@ def test_levels_hold_what_they_say():
 
 def test_level_zero_is_prior_times_likelihood():
     model = SHIFTED.jax(standardise=True)
-    path = paths.posterior_path(paths.standardised(model), log_likelihood)
+    path = paths.posterior_path(standardised(model), log_likelihood)
     bottom = level(paths.levels_of(TIMES, 0.3), 0)
     for u in POINTS:
         x = model.loc + model.scale * u
@@ -67,7 +50,7 @@ def test_path_is_the_exact_noised_posterior_for_gaussians():
     """Prior N(0, I), y = x_1 + N(0, c): every level up to its constant."""
     y, c = 1.3, 0.2
     path = paths.posterior_path(
-        paths.standardised(STANDARD), lambda u: -0.5 * jnp.square(y - u[0]) / c
+        standardised(STANDARD), lambda u: -0.5 * jnp.square(y - u[0]) / c
     )
     levels = paths.levels_of(TIMES, c)
     mean, variance = y / (1.0 + c), c / (1.0 + c)
@@ -83,7 +66,7 @@ def test_path_is_the_exact_noised_posterior_for_gaussians():
 
 @pytest.mark.parametrize("k", range(len(TIMES)))
 def test_scores_are_gradients_of_log_densities(k):
-    base = paths.standardised(SHIFTED.jax(standardise=True))
+    base = standardised(SHIFTED.jax(standardise=True))
     at = level(paths.levels_of(TIMES, 0.3), k)
     for path in (paths.prior_path(base), paths.posterior_path(base, log_likelihood)):
         for u in POINTS[:4]:
@@ -94,7 +77,7 @@ def test_scores_are_gradients_of_log_densities(k):
 
 
 def test_prior_path_is_the_noised_prior():
-    path = paths.prior_path(paths.standardised(SKEWED.jax()))
+    path = paths.prior_path(standardised(SKEWED.jax()))
     levels = paths.levels_of(TIMES, 1.0)
     for k, t in enumerate(TIMES):
         got = jax.vmap(path, in_axes=(0, None))(POINTS, level(levels, k)).log_density
@@ -102,72 +85,12 @@ def test_prior_path_is_the_noised_prior():
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_standardised_changes_variables():
-    """The density of u = (x - loc) / scale, by the closed form of that law."""
-    base = paths.standardised(SHIFTED.jax(standardise=True))
-    law = SHIFTED.standardised().noised(0.4)
-    for u in POINTS:
-        got = base(u, jnp.float32(0.4))
-        np.testing.assert_allclose(got.log_density, law.log_density(u), rtol=1e-4)
-
-
-def test_standardised_without_the_shared_pass():
-    u, t = POINTS[0], jnp.float32(0.2)
-    one = paths.standardised(STANDARD)(u, t)
-    two = paths.standardised(Separate(STANDARD))(u, t)
-    jax.tree.map(np.testing.assert_allclose, one, two)
-
-
-def test_standardised_of_a_score_alone():
-    density = ScoreOnly()
-    assert not paths.has_energy(density)
-    assert paths.has_energy(STANDARD)
-    got = paths.standardised(density)(POINTS[0], jnp.float32(1.0))
-    assert got.log_density == 0.0
-    np.testing.assert_allclose(got.score, -POINTS[0] / 2.0)
-
-
-def test_loc_and_scale_default_and_broadcast():
-    loc, scale = paths.loc_and_scale(ScoreOnly())
-    np.testing.assert_array_equal(loc, np.zeros((2, 1)))
-    np.testing.assert_array_equal(scale, np.ones((2, 1)))
-    density = ScoreOnly()
-    density.loc, density.scale = 2, 3
-    loc, scale = paths.loc_and_scale(density)
-    assert (loc.shape, scale.dtype) == ((2, 1), jnp.float32)
-
-
 @pytest.mark.parametrize("value", [jnp.nan, -jnp.inf, jnp.inf])
 def test_what_is_no_density_has_none_and_no_drift(value):
-    path = paths.posterior_path(
-        paths.standardised(STANDARD), lambda u: value * jnp.abs(u[0])
-    )
+    path = paths.posterior_path(standardised(STANDARD), lambda u: value * jnp.abs(u[0]))
     got = path(POINTS[0], level(paths.levels_of(TIMES, 0.3), 2))
     assert got.log_density == -jnp.inf
     assert np.all(np.isfinite(got.score))
-
-
-def test_product_base_adds_up():
-    one_d = Mixture([0.7, 0.3], [[-2.0], [1.5]], [[[0.2]], [[0.6]]])
-    flat, wide = paths.standardised(one_d.jax()), paths.standardised(SKEWED.jax())
-    base = paths.product_base([(flat, 1, 3), (wide, 2, 1)], num_normal=2)
-    u = jnp.asarray(np.random.default_rng(2).normal(size=7), jnp.float32)
-    t = jnp.float32(0.3)
-    got = base(u, t)
-    expected = one_d.noised(0.3).log_density(u[:3, None]).sum()
-    expected += SKEWED.noised(0.3).log_density(u[3:5])
-    expected += stats.norm.logpdf(u[5:]).sum()
-    np.testing.assert_allclose(got.log_density, expected, rtol=1e-5)
-    gradient = jax.grad(lambda v: base(v, t).log_density)(u)
-    np.testing.assert_allclose(got.score, gradient, rtol=1e-4, atol=1e-5)
-
-
-def test_product_base_of_normals_alone():
-    got = paths.product_base([], num_normal=2)(POINTS[0], jnp.float32(0.3))
-    np.testing.assert_allclose(
-        got.log_density, stats.norm.logpdf(POINTS[0]).sum(), rtol=1e-6
-    )
-    np.testing.assert_array_equal(got.score, -POINTS[0])
 
 
 def test_calibrate_finds_the_moments_of_a_gaussian(key):
@@ -177,9 +100,7 @@ def test_calibrate_finds_the_moments_of_a_gaussian(key):
     population is balanced); five of them, 5 %.
     """
     variances = np.array([0.15, 1.0, 2.0])
-    base = paths.standardised(
-        GaussianMixture([1.0], [[0.3, 0, -1]], [np.diag(variances)])
-    )
+    base = standardised(GaussianMixture([1.0], [[0.3, 0, -1]], [np.diag(variances)]))
     times = angle_ladder(8)
     got = paths.calibrate(key, base, times, 3, num_particles=20_000)
     assert got.shape == (9, 3)
@@ -189,7 +110,7 @@ def test_calibrate_finds_the_moments_of_a_gaussian(key):
 
 def test_calibrate_gives_the_start_variance_of_wide_segments(key):
     """1 - v E[score**2] is .04 here: the sampling error of E[score**2] would be .09."""
-    base = paths.standardised(STANDARD)
+    base = standardised(STANDARD)
     moment = paths.calibrate(key, base, TIMES, 2)
     got = paths.plan_segments(TIMES, moment)[0].start_variance
     a = np.exp(-np.diff(TIMES))[:, None]
@@ -203,7 +124,7 @@ def test_calibrate_is_not_set_by_one_wild_score(key):
         def score(self, x, t):
             return jnp.where(x > 3.0, 1e6, -x)
 
-    got = paths.calibrate(key, paths.standardised(Wild()), TIMES, 1)
+    got = paths.calibrate(key, standardised(Wild()), TIMES, 1)
     assert np.all(got < 5.0)
 
 

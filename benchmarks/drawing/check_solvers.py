@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.shared import solvers
 from benchmarks.shared.tables import Table
 from benchmarks.shared.targets import correlated_mixture
-from numpyro_rtk import paths
+from numpyro_rtk.density import standardised
 from numpyro_rtk.noise import angle_ladder, noise_variance, signal
 
 try:
@@ -105,7 +105,7 @@ def main():
     if diffusers is None:
         parser.error("needs `pip install torch diffusers`; see the first lines")
     target = correlated_mixture(4, 5)
-    base = paths.standardised(target.density)
+    base = standardised(target.density)
     score = lambda x, t: base(x, t).score
     key_start, key = jr.split(jr.key(0))
     start = jr.normal(key_start, (DRAWS, 4))

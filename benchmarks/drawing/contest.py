@@ -33,7 +33,7 @@ from benchmarks.shared.runs import draw
 from benchmarks.shared.solvers import SOLVERS, grids, num_segments, solve
 from benchmarks.shared.tables import Table
 from benchmarks.shared.targets import Target, correlated_mixture
-from numpyro_rtk import paths
+from numpyro_rtk.density import has_energy
 
 BUDGETS = (5, 10, 20, 40)
 # segments and inner steps at level 0 (of two evaluations, one more for the first)
@@ -46,7 +46,7 @@ COLUMNS = (*COLUMNS, "energy bias", "grid")
 
 def rtk_mala(density: Any, evals: int, **options) -> rtk.RTKMALA:
     segments, steps = SETTINGS[evals]
-    if not paths.has_energy(density):
+    if not has_energy(density):
         options = {"acceptance": "simpson", **options}
     return rtk.RTKMALA(
         score=density, num_segments=segments, num_steps=(steps,), **options

@@ -20,6 +20,7 @@ from numpyro_rtk.core.inner import InnerInfo, InnerSampler, stretch, unstretch_s
 from numpyro_rtk.core.mala import MALAState, mala
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.uld import uld
+from numpyro_rtk.density import loc_and_scale, standardised
 from numpyro_rtk.noise import noise_variance, signal, uniform_ladder
 
 __all__ = ["SAMPLERS", "draw", "evals", "steps_within"]
@@ -115,8 +116,8 @@ def plan_for(density, key: jax.Array, n: int = 20_000) -> Plan:
     are those of exact draws. The package must measure them by a run of its own, which 5
     wide segments take far from the target: at level 0 it finds too much curvature.
     """
-    base = paths.standardised(density)
-    loc, scale = paths.loc_and_scale(density)
+    base = standardised(density)
+    loc, scale = loc_and_scale(density)
     key_clean, key_noise = jr.split(key)
     clean = (density.sample(key_clean, (n,)) - loc) / scale
     noise = jr.normal(key_noise, clean.shape)
@@ -155,7 +156,7 @@ def draw(
     """
     plan = plan._replace(step_size=jnp.full(SEGMENTS, step_size))
     limited = first_steps(inner, num_steps)
-    path = paths.prior_path(paths.standardised(density))
+    path = paths.prior_path(standardised(density))
     key_top, key_down = jr.split(key)
     tops = jr.normal(key_top, (n, density.event_shape[0]))
     run = jax.vmap(
@@ -163,5 +164,5 @@ def draw(
             k, top, path, plan, limited, (most_steps,) * SEGMENTS
         )
     )(jr.split(key_down, n), tops)
-    loc, scale = paths.loc_and_scale(density)
+    loc, scale = loc_and_scale(density)
     return loc + scale * run.position

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from numpyro_rtk import paths
+from numpyro_rtk.density import loc_and_scale, standardised
 from numpyro_rtk.noise import (
     angle_ladder,
     log_snr_ladder,
@@ -78,8 +78,8 @@ def solve(
     num: int,
 ) -> jax.Array:
     """A solver's draws ``(num, *event_shape)`` of a density, on the density's own scale."""
-    base = paths.standardised(density)
-    loc, scale = paths.loc_and_scale(density)
+    base = standardised(density)
+    loc, scale = loc_and_scale(density)
     key_start, key = jr.split(key)
     start = jr.normal(key_start, (num, loc.size))
     score = lambda z, t: base(z, t).score

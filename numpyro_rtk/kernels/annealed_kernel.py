@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from numpyro_rtk import paths
+from numpyro_rtk import draw, paths
 from numpyro_rtk._checks import (
     check_fraction,
     check_non_negative_int,
@@ -63,10 +63,10 @@ class Defaults(NamedTuple):
 
     num_segments: int
     num_steps: tuple[int, ...]
-    ladder: Ladder = "angle"
+    ladder: Ladder
 
 
-SCORE_DEFAULTS = Defaults(num_segments=13, num_steps=(3,))
+SCORE_DEFAULTS = Defaults(draw.NUM_SEGMENTS, (draw.NUM_STEPS,), draw.LADDER)
 # A precise likelihood switches on at small noise, where the log ladder is the denser.
 MODEL_DEFAULTS = Defaults(num_segments=24, num_steps=(1, 1), ladder="log_snr")
 

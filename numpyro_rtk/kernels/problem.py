@@ -28,6 +28,18 @@ from numpyro.infer.util import (
 from numpyro_rtk import paths
 from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.annealed import Path, log_reference
+from numpyro_rtk.core.segment import Evaluation
+from numpyro_rtk.density import (
+    BaseFn,
+    Density,
+    Part,
+    check_density,
+    coupled_base,
+    has_energy,
+    loc_and_scale,
+    product_base,
+    standardised,
+)
 from numpyro_rtk.kernels.dependence import depends_on
 from numpyro_rtk.kernels.messages import (
     FixedKey,
@@ -43,7 +55,7 @@ from numpyro_rtk.kernels.messages import (
 )
 from numpyro_rtk.kernels.programs import ById, text_of
 from numpyro_rtk.kernels.terms import Terms, counted_from, log_terms, sum_in_two
-from numpyro_rtk.prior import LearnedPrior, check_density
+from numpyro_rtk.prior import LearnedPrior
 
 __all__ = ["Bound", "ModelProblem", "Problem", "ScoreProblem"]
 
@@ -64,7 +76,7 @@ class Bound(NamedTuple):
         at_origin: the model's terms at the frame's origin.
     """
 
-    base: paths.BaseFn
+    base: BaseFn
     path: Path
     flatten: Callable[[Any], jax.Array]
     unflatten: Callable[[jax.Array], Any]
@@ -153,12 +165,12 @@ class Problem:
 class ScoreProblem(Problem):
     """A density by itself: draws are arrays of its event shape."""
 
-    def __init__(self, density: Any):
+    def __init__(self, density: Density):
         check_density("score", density)
         self.density = density
         self.event_shape = tuple(density.event_shape)
         self.dim = math.prod(self.event_shape)
-        self.has_energy = paths.has_energy(density)
+        self.has_energy = has_energy(density)
         self.uses_network = uses_network(density)
 
     def flat(self, values: Any) -> jax.Array:
@@ -171,8 +183,8 @@ class ScoreProblem(Problem):
 
     def bind(self, args: tuple, kwargs: dict, frame: Frame) -> Bound:
         """The density's own noised family; the arguments play no part."""
-        base = paths.standardised(self.density)
-        centre, spread = paths.loc_and_scale(self.density)
+        base = standardised(self.density)
+        centre, spread = loc_and_scale(self.density)
         return Bound(
             base=base,
             path=paths.prior_path(base),
@@ -361,7 +373,7 @@ class ModelProblem(Problem):
             )
         return is_coupled
 
-    def _parts(self, trace: dict, *, with_score: bool = True) -> list[paths.Part]:
+    def _parts(self, trace: dict, *, with_score: bool = True) -> list[Part]:
         """The learned priors of a trace, in the order of the position."""
         parts = []
         for site in self.learned:
@@ -372,11 +384,11 @@ class ModelProblem(Problem):
                 batch = jnp.shape(trace[site.name]["value"])
                 each = prior.each(batch[: len(batch) - len(prior.event_shape)])
                 density = partial(_of_stack, with_score)
-                parts.append(paths.Part(density, event_size, copies, (each,)))
+                parts.append(Part(density, event_size, copies, (each,)))
                 continue
             if prior.condition is None:
-                density = paths.standardised(prior.density, with_score=with_score)
-                parts.append(paths.Part(density, event_size, copies))
+                density = standardised(prior.density, with_score=with_score)
+                parts.append(Part(density, event_size, copies))
                 continue
             density = partial(_at_condition, prior.density, with_score)
             shape = tuple(prior.density.condition_shape)
@@ -384,7 +396,7 @@ class ModelProblem(Problem):
             batch = batch[: len(batch) - len(prior.event_shape)]
             condition = jnp.broadcast_to(prior.condition, (*batch, *shape))
             conditions = (condition.reshape((copies, *shape)),)
-            parts.append(paths.Part(density, event_size, copies, conditions))
+            parts.append(Part(density, event_size, copies, conditions))
         return parts
 
     def bind(self, args: tuple, kwargs: dict, frame: Frame) -> Bound:
@@ -411,9 +423,9 @@ class ModelProblem(Problem):
 
         if self.is_coupled:
             parts_at = lambda u: self._parts(trace_at(u), with_score=False)
-            base = paths.coupled_base(parts_at, self.num_ordinary, self.forward_mode)
+            base = coupled_base(parts_at, self.num_ordinary, self.forward_mode)
         else:
-            base = paths.product_base(self._parts(trace), self.num_ordinary)
+            base = product_base(self._parts(trace), self.num_ordinary)
 
         at_origin = terms_at(frame.scaled(frame.origin))[0]
 
@@ -612,7 +624,7 @@ class ModelProblem(Problem):
             prior = learned_prior(site)
             if prior is None or site["value"] is not None:
                 return _anywhere(site)
-            centre = paths.loc_and_scale(prior.first.density)[0]
+            centre = loc_and_scale(prior.first.density)[0]
             transform = biject_to(site["fn"].support)
             shape = site["kwargs"]["sample_shape"] + site["fn"].shape()
             shape = transform.inverse_shape(shape)
@@ -686,23 +698,23 @@ def _process(message: dict, site: _Site) -> tuple[jax.Array, jax.Array]:
     """Centre and scale of the noise process of a learned site, of its shape."""
     prior = prior_of(message)
     if not prior.is_stacked:
-        loc, scale = paths.loc_and_scale(prior.density)
+        loc, scale = loc_and_scale(prior.density)
         return jnp.broadcast_to(loc, site.shape), jnp.broadcast_to(scale, site.shape)
     batch = jnp.shape(message["value"])
     each = prior.each(batch[: len(batch) - len(prior.event_shape)])
-    found = jax.vmap(lambda prior: paths.loc_and_scale(prior.density))(each)
+    found = jax.vmap(lambda prior: loc_and_scale(prior.density))(each)
     loc, scale = (leaf.reshape(site.shape) for leaf in found)
     return loc, scale
 
 
-def _of_stack(with_score: bool, z, t, prior: LearnedPrior) -> paths.Evaluation:
+def _of_stack(with_score: bool, z, t, prior: LearnedPrior) -> Evaluation:
     """One of several priors at one standardised position."""
     if prior.condition is not None:
         return _at_condition(prior.density, with_score, z, t, prior.condition)
-    return paths.standardised(prior.density, with_score=with_score)(z, t)
+    return standardised(prior.density, with_score=with_score)(z, t)
 
 
-def _at_condition(density: Any, with_score: bool, z, t, condition) -> paths.Evaluation:
+def _at_condition(density: Any, with_score: bool, z, t, condition) -> Evaluation:
     """A density p(x | c) at one standardised position and one condition."""
     given = density.given(condition)
-    return paths.standardised(given, process=density, with_score=with_score)(z, t)
+    return standardised(given, process=density, with_score=with_score)(z, t)

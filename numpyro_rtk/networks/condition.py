@@ -9,7 +9,7 @@ scale know nothing of ``c``.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -30,7 +30,6 @@ __all__ = [
     "Conditional",
     "Conditioning",
     "as_condition",
-    "check_bound",
     "fit_conditioning",
 ]
 
@@ -72,6 +71,7 @@ class Conditional(eqx.Module):
         scale: standard deviation of the data, of the event's shape.
         noise_range: smallest and largest trained noise-to-signal ratio.
         uses_network: whether the density is more than its base.
+        reach: within which the network sees its input, in standard deviations; or None.
         conditioning: None for a model of p(x).
         bound: the standardised condition, once it is given.
     """
@@ -82,6 +82,7 @@ class Conditional(eqx.Module):
     scale: eqx.AbstractVar[jax.Array]
     noise_range: eqx.AbstractVar[tuple[float, float]]
     uses_network: eqx.AbstractVar[bool]
+    reach: eqx.AbstractVar[float | None]
     conditioning: eqx.AbstractVar[Conditioning | None]
     bound: eqx.AbstractVar[jax.Array | None]
 
@@ -92,7 +93,7 @@ class Conditional(eqx.Module):
             return None
         return tuple(self.conditioning.loc.shape)
 
-    def given(self, condition: Any) -> Any:
+    def given(self, condition: Any) -> Self:
         """The density p(x | c) at one value of the condition: a model of ``x`` alone.
 
         Args:
@@ -151,9 +152,8 @@ class Conditional(eqx.Module):
             check_positive("noise_range", value)
         if low >= high:
             raise ValueError(f"`noise_range` must increase; got {self.noise_range}.")
-        reach = getattr(self, "reach", None)
-        if reach is not None:
-            check_positive("reach", reach)
+        if self.reach is not None:
+            check_positive("reach", self.reach)
         if not isinstance(self.uses_network, bool):
             raise TypeError(
                 f"`uses_network` must be True or False; got {self.uses_network!r}."
@@ -205,10 +205,9 @@ class Conditional(eqx.Module):
 
         One factor for all coordinates: whatever symmetry a network has, it stays.
         """
-        reach = getattr(self, "reach", None)
-        if reach is None:
+        if self.reach is None:
             return z
-        return z * jax.lax.rsqrt(1.0 + jnp.mean(jnp.square(z)) / reach**2)
+        return z * jax.lax.rsqrt(1.0 + jnp.mean(jnp.square(z)) / self.reach**2)
 
     def _condition(self) -> jax.Array:
         if self.bound is None:
@@ -245,16 +244,6 @@ def as_condition(name: str, condition: Any) -> jax.Array:
                 f"`{name}` must be finite; got {num_bad} NaN or infinite values."
             )
     return array
-
-
-def check_bound(name: str, density: Any) -> None:
-    """Raise where a density of ``x`` alone is needed and the condition is still open."""
-    if getattr(density, "condition_shape", None) is not None:
-        raise ValueError(
-            f"`{name}` must be a density of x alone; got one of p(x | c), a "
-            f"{type(density).__name__} with a condition of shape "
-            f"{tuple(density.condition_shape)}. Pass `{name}.given(c)`."
-        )
 
 
 def fit_conditioning(

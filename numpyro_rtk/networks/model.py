@@ -157,6 +157,11 @@ class ScoreModel(Conditional):
     bound: jax.Array | None = None
 
     @property
+    def reach(self) -> None:
+        """None: the network sees the standardised position as it is."""
+        return
+
+    @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return self.network.event_shape

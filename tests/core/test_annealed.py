@@ -21,6 +21,7 @@ from numpyro_rtk.core.annealed import (
 from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.segment import Evaluation, paper_segment_between
 from numpyro_rtk.core.uld import uld
+from numpyro_rtk.density import standardised
 from numpyro_rtk.noise import angle_ladder
 from tests.oracles import SKEWED, Mixture, assert_mean, summaries, z_score
 
@@ -63,7 +64,7 @@ def second_moment(num_segments):
 
 def posterior_problem(num_segments=5, likelihood_variance=VARIANCE, paper_start=False):
     times = angle_ladder(num_segments)
-    path = paths.posterior_path(paths.standardised(PRIOR.jax()), log_likelihood)
+    path = paths.posterior_path(standardised(PRIOR.jax()), log_likelihood)
     moment = jnp.asarray(second_moment(num_segments), jnp.float32)
     segments, scale = paths.plan_segments(times, moment)
     if paper_start:  # with a smoothness small enough for weights of finite variance
@@ -170,7 +171,7 @@ def test_negative_control_unweighted_draws_are_biased(key):
 def test_normalised_target_has_evidence_one(key):
     """The prior path: E[w] = 1, and its raw draws are close with exact scores."""
     _, plan = posterior_problem()
-    path = paths.prior_path(paths.standardised(PRIOR.jax()))
+    path = paths.prior_path(standardised(PRIOR.jax()))
     run = run_down(key, path, plan, mala(), (1, 1, 0, 0, 0))
     assert_mean(np.exp(np.asarray(run.log_weight, np.float64)), 1.0)
 
@@ -224,7 +225,7 @@ def test_one_gaussian_has_weights_without_variance(key):
         times, jnp.asarray(np.stack(moment), "float32")
     )
     plan = Plan(paths.levels_of(times, 1.0), segments, jnp.full(5, 0.8), scale)
-    path = paths.prior_path(paths.standardised(gaussian.jax()))
+    path = paths.prior_path(standardised(gaussian.jax()))
     tops = jr.normal(key, (100, 2))
     for num_steps in ((0,) * 5, (2, 0, 0, 1, 1)):
         run = jax.vmap(
@@ -280,7 +281,7 @@ def test_transition_is_exact_for_a_hard_constraint(num_steps, key):
     cut = -0.1
     normal = Mixture([1.0], [[0.0]], [[[1.0]]]).jax()
     path = paths.posterior_path(
-        paths.standardised(normal), lambda u: jnp.where(u[0] > cut, 0.0, -jnp.inf)
+        standardised(normal), lambda u: jnp.where(u[0] > cut, 0.0, -jnp.inf)
     )
     times = angle_ladder(5)
     segments, scale = paths.plan_segments(times, jnp.ones((6, 1)))
@@ -376,7 +377,7 @@ def test_no_density_anywhere_spoils_no_number(value, num_steps, key):
     """A likelihood that fails on half the space: weights and draws stay numbers."""
     _, plan = posterior_problem()
     path = paths.posterior_path(
-        paths.standardised(PRIOR.jax()),
+        standardised(PRIOR.jax()),
         lambda u: jnp.where(u[0] > 0.3, value, log_likelihood(u)),
     )
     run = run_down(key, path, plan, mala(), num_steps, n=500)

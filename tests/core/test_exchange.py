@@ -24,6 +24,7 @@ from numpyro_rtk.core.mala import mala
 from numpyro_rtk.core.pilot import population_down
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.uld import uld
+from numpyro_rtk.density import standardised
 from tests.oracles import SKEWED, assert_mean, summaries, z_score
 
 N = 4_000
@@ -36,7 +37,7 @@ CONSTANTS = np.array([0.7, -0.4, 0.3])
 def path(u, level):
     """Noised mixtures, each with a constant of its own."""
     levels, constant = level
-    value, score = paths.prior_path(paths.standardised(PRIOR.jax()))(u, levels)
+    value, score = paths.prior_path(standardised(PRIOR.jax()))(u, levels)
     return Evaluation(value + constant, score)
 
 

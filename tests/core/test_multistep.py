@@ -21,6 +21,7 @@ from numpyro_rtk.core.multistep import (
     remember,
 )
 from numpyro_rtk.core.uld import uld
+from numpyro_rtk.density import standardised
 from numpyro_rtk.noise import angle_ladder, log_snr_ladder
 from tests.oracles import SKEWED, assert_mean, summaries, z_score
 
@@ -87,7 +88,7 @@ def test_second_order_for_a_gaussian(x64):
 
 
 def score(u, t):
-    return paths.standardised(PRIOR.jax())(u, t).score
+    return standardised(PRIOR.jax())(u, t).score
 
 
 SCORES = jax.jit(jax.vmap(score, in_axes=(0, None)))
@@ -135,7 +136,7 @@ def test_a_fitted_rule_is_closer_to_the_flow():
 @functools.cache
 def problem(num_segments):
     times = angle_ladder(num_segments)
-    path = paths.prior_path(paths.standardised(PRIOR.jax()))
+    path = paths.prior_path(standardised(PRIOR.jax()))
     flow = probability_flow(SCORES, times, jr.normal(jr.key(2), (256, 2)))
     steps = fit_multistep(SCORES, times, flow)
     moments = jnp.mean(jnp.square(flow.score), axis=1)

@@ -18,7 +18,6 @@ from numpyro.infer import MCMC
 from numpyro.infer.util import potential_energy
 
 import numpyro_rtk as rtk
-from numpyro_rtk import paths
 from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.kernels.problem import ModelProblem
 from numpyro_rtk.paths import levels_of
@@ -153,7 +152,7 @@ def test_in_the_noise_the_condition_is_at_the_clean_guess():
 
 
 def test_without_latent_conditions_nothing_is_differentiated(monkeypatch):
-    monkeypatch.setattr(paths, "coupled_base", None)
+    monkeypatch.setattr("numpyro_rtk.kernels.problem.coupled_base", None)
     _, bound = bind(*MODELS["observed"][:2])
     base = jax.jit(bound.base)
     assert np.isfinite(base(jnp.zeros(3), jnp.array(0.3)).log_density)

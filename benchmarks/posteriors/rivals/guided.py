@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.posteriors.rivals.plain import CUTS, Run
 from benchmarks.shared.solvers import ancestral
+from numpyro_rtk.density import loc_and_scale
 from numpyro_rtk.noise import log_snr_ladder, noise_variance, signal
-from numpyro_rtk.paths import loc_and_scale
 
 NUM_DRAWS, BATCH = 4000, 500
 SCALES = {
