@@ -2,10 +2,15 @@
 
 from importlib.metadata import version as _version
 
-from numpyro_rtk.arviz_bridge import pareto_k
-from numpyro_rtk.check import check_prior
-from numpyro_rtk.check_modes import check_modes
-from numpyro_rtk.diagnostics import importance_resample, weighted_sample_size
+from numpyro_rtk.diagnostics.evidence import log_evidence
+from numpyro_rtk.diagnostics.exchange import diagnose
+from numpyro_rtk.diagnostics.modes import check_modes
+from numpyro_rtk.diagnostics.prior import check_prior
+from numpyro_rtk.diagnostics.weights import (
+    importance_resample,
+    pareto_k,
+    weighted_sample_size,
+)
 from numpyro_rtk.io import load, save
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.kernels.rtk_mala import RTKMALA
@@ -20,7 +25,6 @@ from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
 from numpyro_rtk.prior import LearnedPrior
-from numpyro_rtk.report import diagnose, log_evidence
 
 __version__ = _version("numpyro-rtk")
 __all__ = [

@@ -13,6 +13,7 @@ import numpyro_rtk
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "numpyro_rtk"
 HEAVY = {"arviz", "arviz_base", "arviz_stats", "matplotlib"}
+SLOW = {"sklearn", "scipy.stats"}  # to import
 
 
 def test_import_contracts():
@@ -38,6 +39,18 @@ def test_heavy_packages_are_imported_inside_functions(path):
         elif isinstance(node, ast.ImportFrom):
             at_the_top.add(str(node.module).split(".")[0])
     assert not at_the_top & HEAVY
+
+
+def test_import_loads_nothing_heavy():
+    code = (
+        "import sys, numpyro_rtk\n"
+        f"heavy = {HEAVY | SLOW}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"
 
 
 def test_public_names_have_docstrings():

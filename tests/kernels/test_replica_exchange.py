@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_rtk as rtk
-from numpyro_rtk.report import _disagreeing_edges
+from numpyro_rtk.diagnostics.exchange import _disagreeing_edges
 from tests.kernels.conftest import MIXTURE, make_mcmc, model
 from tests.kernels.test_refusals import ScoreOnly
 

@@ -9,7 +9,7 @@ import pytest
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_rtk as rtk
-from numpyro_rtk.check_modes import ModeCheck, _problems
+from numpyro_rtk.diagnostics.modes import ModeCheck, _problems
 
 # Of different widths and unequal weights.
 WEIGHT, LEFT, RIGHT, NARROW, WIDE = 0.3, -2.0, 2.0, 0.25, 0.5

@@ -6,6 +6,8 @@ import numpy as np
 
 __all__ = ["plot_prior_check"]
 
+_MOST_POINTS = 2000  # in one panel
+
 
 def plot_prior_check(check: Any) -> Any:
     """Draws beside held-out rows on their two principal axes, and their log densities.
@@ -19,20 +21,21 @@ def plot_prior_check(check: Any) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
-    places = figure.subplots(1, 3)
-    centre, scale = check.rows.mean(axis=0), check.rows.std(axis=0)
-    _, axes = np.linalg.eigh(np.atleast_2d(np.cov(((check.rows - centre) / scale).T)))
-    on_axes = lambda x: ((x - centre) / scale) @ axes[:, ::-1]
+    panels = figure.subplots(1, 3)
+    mean, spread = check.rows.mean(axis=0), check.rows.std(axis=0)
+    _, axes = np.linalg.eigh(np.atleast_2d(np.cov(((check.rows - mean) / spread).T)))
+    on_axes = lambda x: ((x - mean) / spread) @ axes[:, ::-1]
     rows, draws = on_axes(check.rows), on_axes(check.draws)
     if rows.shape[1] == 1:
         rows, draws = (np.column_stack([x, np.zeros(len(x))]) for x in (rows, draws))
-    for place, points, title in (
-        (places[0], rows, "held-out rows"),
-        (places[1], draws, "the model's own draws"),
+    for panel, points, title in (
+        (panels[0], rows, "held-out rows"),
+        (panels[1], draws, "the model's own draws"),
     ):
-        place.plot(points[:2000, 0], points[:2000, 1], ".", markersize=2, alpha=0.4)
-        place.set(title=title, xlabel="principal axis 1", ylabel="principal axis 2")
-    places[1].set(xlim=places[0].get_xlim(), ylim=places[0].get_ylim())
+        x, y = points[:_MOST_POINTS, :2].T
+        panel.plot(x, y, ".", markersize=2, alpha=0.4)
+        panel.set(title=title, xlabel="principal axis 1", ylabel="principal axis 2")
+    panels[1].set(xlim=panels[0].get_xlim(), ylim=panels[0].get_ylim())
     both = np.concatenate([check.log_density, check.draws_log_density])
     low, high = np.quantile(both, 0.002), both.max()
     bins = np.linspace(float(low), float(high), 40).tolist()
@@ -40,7 +43,7 @@ def plot_prior_check(check: Any) -> Any:
         (check.log_density, "held-out rows"),
         (check.draws_log_density, "draws"),
     ):
-        places[2].hist(values, bins, density=True, histtype="step", label=label)
-    places[2].set(title="log density", xlabel="nats")
-    places[2].legend(loc="upper left", fontsize="small")
+        panels[2].hist(values, bins, density=True, histtype="step", label=label)
+    panels[2].set(title="log density", xlabel="nats")
+    panels[2].legend(loc="upper left", fontsize="small")
     return figure

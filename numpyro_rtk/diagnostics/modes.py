@@ -1,6 +1,6 @@
 """``rtk.check_modes``: an independent look for modes that a finished run has missed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,20 @@ from numpyro.infer import MCMC
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.core.modes import membership
 from numpyro_rtk.core.population import narrowest_found
+from numpyro_rtk.diagnostics.evidence import log_evidence
+from numpyro_rtk.diagnostics.finished import arguments_of
+from numpyro_rtk.diagnostics.population import ENOUGH_ANCESTORS, lost_regions
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
-from numpyro_rtk.report import (
-    ENOUGH_ANCESTORS,
-    log_evidence,
-    lost_regions,
-)
 
 __all__ = ["ModeCheck", "check_modes"]
 
-_MOST_DRAWS = 4000
-# Shares of regions that are parts of one mode differ by less than this by chance.
-_APART = 0.1
+_MOST_DRAWS = 4000  # of each chain
+_KEY = 0x6D6F  # where none is given
+_SHOWN = 0.005  # share of a region that is worth a line
+# Shares of regions that are parts of one mode differ by less than this by chance, or by
+# less than so many errors.
+_SHARES_APART, _SHARES_ERRORS = 0.1, 4.0
+_EVIDENCES_APART, _EVIDENCES_ERRORS = 0.2, 3.0  # the same of log evidences, nats
 
 
 class ModeCheck(NamedTuple):
@@ -34,8 +36,8 @@ class ModeCheck(NamedTuple):
         share_error: standard errors.
         run_share: of the run's draws.
         run_share_error: standard errors, from the spread between chains.
-        places: where each region lies.
-        log_evidence: of the population, and its standard error.
+        places: where each region lies, in words.
+        log_evidence: of the population, and its standard error, nats.
         run_log_evidence: of the run; NaN where its kernel gives none.
         num_particles: that went down.
         num_ancestors: of them that the last ones go back to; with few, shares and
@@ -64,7 +66,7 @@ class ModeCheck(NamedTuple):
             f"{pair(self.log_evidence)} (run: {pair(self.run_log_evidence)})"
         ]
         for i, place in enumerate(self.places):
-            if max(self.share[i], self.run_share[i]) > 0.005:
+            if max(self.share[i], self.run_share[i]) > _SHOWN:
                 lines.append(
                     f"around {place}: {self.share[i]:.3f} +- {self.share_error[i]:.3f} of "
                     f"the particles, {self.run_share[i]:.3f} +- "
@@ -105,21 +107,9 @@ def check_modes(
             ``MCMC.run`` in this process (its arguments are not known).
     """
     check_positive_int("num_particles", num_particles)
-    model = getattr(mcmc.sampler, "model", None)
-    args, kwargs = getattr(mcmc, "_args", None), getattr(mcmc, "_kwargs", None)
-    if model is None:
-        raise TypeError(
-            "`mcmc` must be a run of a NumPyro model; got one of a density. Its own draws "
-            "are checked by `rtk.check_prior`."
-        )
-    if args is None or kwargs is None:
-        raise ValueError(
-            "`mcmc` must be finished, with the arguments that it ran with; got one that "
-            "has not run. Call `mcmc.run(...)` first."
-        )
+    model, args, kwargs = _model_and_arguments(mcmc)
     kernel = RTKReplicaExchange(model, num_particles=num_particles)
     problem = kernel.prepare(jr.key(0), args, kwargs)
-    key = jr.key(0x6D6F) if key is None else key
     # log densities count from those at a draw of the run
     plain = problem.frame()
     origin = _positions(mcmc, problem, plain, args, kwargs)[0][0]
@@ -130,37 +120,60 @@ def check_modes(
         shared, _ = kernel.look(key, args, kwargs, origin)
         return shared, problem.bind(args, kwargs, frame).log_offset
 
-    shared, log_offset = look(key)
-    evidence, evidence_error = (float(x) for x in shared.found[:2])
-    evidence += float(np.asarray(log_offset, float).sum())
+    shared, log_offset = look(jr.key(_KEY) if key is None else key)
     chains = _positions(mcmc, problem, shared.frame, args, kwargs)
     by_chain = np.stack(
         [np.asarray(membership(shared.regions, rows)).mean(axis=0) for rows in chains]
     )
-    error = (
-        by_chain.std(axis=0, ddof=1)
-        if len(by_chain) > 1
-        else np.full_like(by_chain[0], np.nan)
-    )
-    order = np.argsort(-np.asarray(shared.found.share))
     places = kernel.places(shared, args, kwargs)
+    num_particles = kernel.num_particles  # of both runs
+    found = _compare(mcmc, num_particles, shared.found, log_offset, by_chain, places)
+    return found._replace(problems=tuple(_problems(found)))
+
+
+def _model_and_arguments(mcmc: MCMC) -> tuple[Any, tuple, dict]:
+    """Of a finished run of a NumPyro model, by whichever kernel."""
+    model = getattr(mcmc.sampler, "model", None)
+    if model is None:
+        raise TypeError(
+            "`mcmc` must be a run of a NumPyro model; got one of a density. Its own draws "
+            "are checked by `rtk.check_prior`."
+        )
+    arguments = arguments_of(mcmc)
+    if arguments is None:
+        raise ValueError(
+            "`mcmc` must be finished, with the arguments that it ran with; got one that "
+            "has not run. Call `mcmc.run(...)` first."
+        )
+    return model, *arguments
+
+
+def _compare(
+    mcmc: MCMC, num_particles: int, of_population: Any, log_offset, by_chain, places
+) -> ModeCheck:
+    """All numbers: what the population found beside the run's shares ``(chains, R)``."""
+    num_chains = len(by_chain)
+    run_error = np.full(by_chain.shape[1], np.nan)
+    if num_chains > 1:
+        run_error = by_chain.std(axis=0, ddof=1) / np.sqrt(num_chains)
+    order = np.argsort(-np.asarray(of_population.share))
+    evidence, evidence_error = (float(x) for x in of_population[:2])
+    evidence += float(np.asarray(log_offset, float).sum())
     is_own = isinstance(mcmc.sampler, RTKReplicaExchange)
-    found = ModeCheck(
-        share=np.asarray(shared.found.share, float)[order],
-        share_error=np.asarray(shared.found.share_error, float)[order],
+    num_informed = max(float(of_population.num_informed), 1.0)
+    return ModeCheck(
+        share=np.asarray(of_population.share, float)[order],
+        share_error=np.asarray(of_population.share_error, float)[order],
         run_share=by_chain.mean(axis=0)[order],
-        run_share_error=error[order] / np.sqrt(len(by_chain)),
+        run_share_error=run_error[order],
         places=tuple(places[i] for i in order),
         log_evidence=(evidence, evidence_error),
         run_log_evidence=log_evidence(mcmc) if is_own else (np.nan, np.nan),
-        num_particles=kernel.num_particles,
-        num_ancestors=int(shared.found.num_ancestors),
-        narrowest=narrowest_found(
-            kernel.num_particles, max(float(shared.found.num_informed), 1.0)
-        ),
+        num_particles=num_particles,
+        num_ancestors=int(of_population.num_ancestors),
+        narrowest=narrowest_found(num_particles, num_informed),
         problems=(),
     )
-    return found._replace(problems=tuple(_problems(found)))
 
 
 def _positions(mcmc, problem, frame, args, kwargs) -> list[jax.Array]:
@@ -199,7 +212,7 @@ def _problems(found: ModeCheck) -> list[str]:
     # of what the run has at all: what it lacks it has spread over the rest
     expected = found.share / max(1.0 - float(found.share[lost].sum()), 1e-6)
     apart = np.abs(expected - found.run_share)
-    differ = (apart > 4.0 * errors) & (apart > _APART) & ~lost
+    differ = (apart > _SHARES_ERRORS * errors) & (apart > _SHARES_APART) & ~lost
     for i in np.flatnonzero(differ):
         problems.append(
             f"Run and particles weigh the mode around {found.places[i]} differently: "
@@ -208,7 +221,8 @@ def _problems(found: ModeCheck) -> list[str]:
             "`num_particles`."
         )
     (value, error), (theirs, their_error) = found.log_evidence, found.run_log_evidence
-    if abs(value - theirs) > max(3.0 * float(np.hypot(error, their_error)), 0.2):
+    by_chance = _EVIDENCES_ERRORS * float(np.hypot(error, their_error))
+    if abs(value - theirs) > max(by_chance, _EVIDENCES_APART):
         problems.append(
             f"The evidences differ: {theirs:.2f} of the run, {value:.2f} +- {error:.2f} of "
             "the particles."

@@ -1,6 +1,5 @@
 """``rtk.check_prior``: can this learned prior be trusted? In numbers and in words."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +8,20 @@ import jax.random as jr
 import numpy as np
 from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC
-from scipy.cluster.vq import kmeans2
-from scipy.spatial import KDTree
-from scipy.spatial.distance import cdist
 
 from numpyro_rtk.density import check_density, has_energy, loc_and_scale
+from numpyro_rtk.diagnostics.comparison import (
+    NUM_GROUPS,
+    energy_distance,
+    gaussian_log_density,
+    group_tv,
+    groups_of,
+    mean_and_error,
+    mixture_log_density,
+    share_memorised,
+)
+from numpyro_rtk.diagnostics.evidence import log_evidence
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
-from numpyro_rtk.report import log_evidence
 from numpyro_rtk.sites import (
     columns_of,
     constraint_of,
@@ -29,10 +35,18 @@ from numpyro_rtk.training.no_density import Doubt, find_doubts, labels_of
 __all__ = ["PriorCheck", "check_prior"]
 
 _CHAINS, _WARMUP, _DRAWS = 32, 100, 60
-_NUM_GROUPS = 8
-_MOST_ROWS = 2000  # pairs of rows cost memory
+_FEWEST_ROWS = 100
 _SMALLEST_NOISE = 0.02  # of a density that names none, in standard deviations
+
+# What counts as a problem; beside it, how many standard errors it must be.
 _LARGEST_RHAT = 1.2  # of 60 draws a chain; with good mixing it is below 1.1
+_WORSE_ERRORS = 3.0  # than a Gaussian, and than a mixture ...
+_WORSE_THAN_MIXTURE = 0.1  # ... by nats: EM fits the held-out rows a little better
+_LARGEST_OFFSET, _OFFSET_ERRORS = 0.3, 4.0  # nats
+_GROUPS_FACTOR, _GROUPS_OFF = 2.5, 0.03  # times what chance gives, and beyond it
+_MEAN_OFF = 0.2  # standard deviations
+_LEAST_SD, _LARGEST_SD = 0.8, 1.25  # ratios
+_MEMORISED = 0.75  # share of draws; 0.5 is ideal
 
 
 class PriorCheck(NamedTuple):
@@ -45,7 +59,7 @@ class PriorCheck(NamedTuple):
         mixture: the same over a Gaussian mixture (the best of 1 to 8 components);
             NaN where scikit-learn is not installed.
         offset: log of the density's integral, 0 if it is normalised, and its standard
-            error, from both directions of work along the noise ladder.
+            error, nats, from exchanges in both directions along the noise ladder.
         group_tv: total variation between the shares of groups (k-means of the held-out
             rows) among the model's own draws and among the held-out rows, and what two
             samples of one law would give.
@@ -106,7 +120,7 @@ class PriorCheck(NamedTuple):
 
     def plot(self) -> Any:
         """A figure: draws beside held-out rows, and both laws of the log density."""
-        from numpyro_rtk.plots import plot_prior_check
+        from numpyro_rtk.diagnostics.plots import plot_prior_check
 
         return plot_prior_check(self)
 
@@ -142,8 +156,10 @@ def check_prior(
             f"{type(model_).__name__}. Train an EnergyModel."
         )
     rows = _rows("held_out", held_out, model_)
-    if len(rows) < 100:
-        raise ValueError(f"`held_out` must have at least 100 rows; got {len(rows)}.")
+    if len(rows) < _FEWEST_ROWS:
+        raise ValueError(
+            f"`held_out` must have at least {_FEWEST_ROWS} rows; got {len(rows)}."
+        )
     doubts = _doubts(rows, model_)
     rng = np.random.default_rng(0)
     rows = rows[rng.permutation(len(rows))]
@@ -157,7 +173,7 @@ def check_prior(
     memorised = np.nan
     if training is not None:
         known = _rows("training", training, model_)
-        memorised = _memorised(chains.reshape(-1, rows.shape[1]), rows, known)
+        memorised = share_memorised(chains.reshape(-1, rows.shape[1]), rows, known)
     found = _compare(chains, rows, evaluate, rng)._replace(
         offset=offset, memorised=memorised
     )
@@ -170,25 +186,25 @@ def _compare(chains: np.ndarray, rows: np.ndarray, evaluate, rng) -> PriorCheck:
     log_density, draws_log_density = evaluate(rows), evaluate(draws)
     half = len(rows) // 2
     gains = [
-        _mean(log_density[half:] - fit(rows[:half], rows[half:]))
-        for fit in (_gaussian, _mixture)
+        mean_and_error(log_density[half:] - rival(rows[:half], rows[half:]))
+        for rival in (gaussian_log_density, mixture_log_density)
     ]
     spread = rows.std(axis=0)
     ratio = draws.std(axis=0) / spread
     some = draws[rng.choice(len(draws), min(len(draws), len(rows)), replace=False)]
-    groups = _groups(rows / spread, draws / spread, rng)
+    groups = groups_of(draws / spread, rows / spread, rng)
     above = draws_log_density > np.median(log_density)
     return PriorCheck(
-        held_out=_mean(log_density),
+        held_out=mean_and_error(log_density),
         gaussian=gains[0],
         mixture=gains[1],
         offset=(np.nan, np.nan),
-        group_tv=_group_tv(*groups, rng),
+        group_tv=group_tv(*groups, rng),
         mean_off=float(np.abs((draws.mean(0) - rows.mean(0)) / spread).max()),
         sd_ratio=(float(ratio.min()), float(ratio.max())),
         energy_distance=(
-            _energy_distance(some / spread, rows / spread),
-            _energy_distance(rows[:half] / spread, rows[half:] / spread),
+            energy_distance(some / spread, rows / spread),
+            energy_distance(rows[:half] / spread, rows[half:] / spread),
         ),
         memorised=np.nan,
         rhat=_rhat(chains, groups[0], above),
@@ -279,7 +295,7 @@ def _rhat(chains: np.ndarray, group: np.ndarray, above: np.ndarray) -> float:
     """The largest split R-hat of what the report compares; inf for draws not finite."""
     if not np.all(np.isfinite(chains)):
         return np.inf
-    indicators = np.column_stack([group[:, None] == np.arange(_NUM_GROUPS), above])
+    indicators = np.column_stack([group[:, None] == np.arange(NUM_GROUPS), above])
     indicators = indicators.reshape(*chains.shape[:2], -1).astype(float)
     values = np.concatenate([chains, indicators], axis=-1)
     varies = values.std(axis=(0, 1)) > 0
@@ -287,74 +303,6 @@ def _rhat(chains: np.ndarray, group: np.ndarray, above: np.ndarray) -> float:
         rhat = np.asarray(split_gelman_rubin(values[..., varies]))
     # chains that each stand still, and apart, have no variance within
     return float(np.max(np.where(np.isnan(rhat), np.inf, rhat), initial=1.0))
-
-
-def _mean(values: np.ndarray) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def _gaussian(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    # imported here, for it would be a third of the time that the package takes to import
-    from scipy.stats import multivariate_normal
-
-    covariance = np.atleast_2d(np.cov(fitted.T)) + 1e-9 * np.diag(fitted.var(axis=0))
-    mean = fitted.mean(axis=0)
-    logpdf = multivariate_normal.logpdf(asked, mean, covariance)  # pyright: ignore[reportArgumentType]
-    return np.atleast_1d(logpdf)
-
-
-def _mixture(fitted: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """By EM; components and kind of covariance by the Bayesian information criterion."""
-    from sklearn.mixture import GaussianMixture as ByEM  # late: slow to import
-
-    # on one scale, since the floor of the variances is one number for all coordinates
-    mean, spread = fitted.mean(axis=0), fitted.std(axis=0)
-    fitted, asked = (fitted - mean) / spread, (asked - mean) / spread
-    fits = [
-        ByEM(n, covariance_type=kind, reg_covar=1e-4, random_state=0).fit(fitted)
-        for kind in ("full", "diag")
-        for n in range(1, _NUM_GROUPS + 1)
-        if kind == "diag" or n * fitted.shape[1] < len(fitted) / 2
-    ]
-    best = min(fits, key=lambda fit: fit.bic(fitted))
-    return best.score_samples(asked) - np.sum(np.log(spread))
-
-
-def _groups(rows, draws, rng) -> tuple[np.ndarray, np.ndarray]:
-    """The group of each of the draws and of the rows, by k-means of the rows."""
-    first = rows[rng.choice(len(rows), _NUM_GROUPS, replace=False)]
-    with warnings.catch_warnings():  # an empty group, where rows repeat, does no harm
-        warnings.simplefilter("ignore", UserWarning)
-        centres, _ = kmeans2(rows, first, minit="matrix")
-    tree = KDTree(centres)
-    of_draws, of_rows = (np.asarray(tree.query(x)[1]) for x in (draws, rows))
-    return of_draws, of_rows
-
-
-def _group_tv(of_draws, of_rows, rng) -> tuple[float, float]:
-    """Shares of groups; the reference splits the pooled rows at random."""
-    share = lambda group: np.bincount(group, minlength=_NUM_GROUPS) / len(group)
-    tv = lambda one, two: float(0.5 * np.abs(share(one) - share(two)).sum())
-    pooled = np.concatenate([of_draws, of_rows])
-    splits = []
-    for _ in range(20):
-        rng.shuffle(pooled)
-        splits.append(tv(pooled[: len(of_draws)], pooled[len(of_draws) :]))
-    return tv(of_draws, of_rows), float(np.mean(splits))
-
-
-def _energy_distance(one: np.ndarray, two: np.ndarray) -> float:
-    """Szekely & Rizzo (2013), unbiased; about 0 for two samples of one law."""
-    one, two = one[:_MOST_ROWS], two[:_MOST_ROWS]
-    within = lambda x: cdist(x, x).sum() / (len(x) * (len(x) - 1))
-    return float(2.0 * cdist(one, two).mean() - within(one) - within(two))
-
-
-def _memorised(draws, rows, training) -> float:
-    scale = training.std(axis=0)
-    tree = KDTree(training / scale)
-    distance = lambda x: np.asarray(tree.query(x / scale)[0])
-    return float(np.mean(distance(draws) < np.median(distance(rows))))
 
 
 def _no_density(doubts: list[Doubt]) -> list[str]:
@@ -374,15 +322,16 @@ def _problems(found: PriorCheck) -> list[str]:
             "No finite integral of the density was found: its own draws run away from the "
             "rows. Train on more rows, shorter, or with a smaller network."
         )
-    if found.gaussian[0] < -3.0 * found.gaussian[1]:
+    if found.gaussian[0] < -_WORSE_ERRORS * found.gaussian[1]:
         problems.append(
             "A Gaussian fits the held-out rows better. Train on more rows, or with a "
             "smaller network."
         )
-    if np.isfinite(found.mixture[0]) and found.mixture[0] < -0.1 - 3 * found.mixture[1]:
+    gain, error = found.mixture
+    if np.isfinite(gain) and gain < -_WORSE_THAN_MIXTURE - _WORSE_ERRORS * error:
         problems.append(
             f"A Gaussian mixture fits the held-out rows better by "
-            f"{-found.mixture[0]:.2f} nats: `rtk.GaussianMixture` may be the better prior."
+            f"{-gain:.2f} nats: `rtk.GaussianMixture` may be the better prior."
         )
     return problems + (_problems_of_draws(found) if mixed else [])
 
@@ -398,24 +347,26 @@ def _unmixed(found: PriorCheck) -> str:
 
 
 def _problems_of_draws(found: PriorCheck) -> list[str]:
+    """Sentences that lean on the draws, and so on their having mixed."""
     problems = []
     value, error = found.offset
-    if np.isfinite(value) and abs(value) > max(0.3, 4.0 * error):
+    if np.isfinite(value) and abs(value) > max(_LARGEST_OFFSET, _OFFSET_ERRORS * error):
         problems.append(
             f"The density integrates to exp({value:+.2f}), not 1: evidences and "
             "comparisons of models are off by that much. Train longer, or on more rows."
         )
     tv, reference = found.group_tv
-    if tv > max(2.5 * reference, reference + 0.03):
+    if tv > max(_GROUPS_FACTOR * reference, reference + _GROUPS_OFF):
         problems.append(
             f"Weights of groups differ by {tv:.2f}, {tv / reference:.1f} times what chance "
             "gives: weights of modes are not to be trusted. Train longer, or on more rows."
         )
-    if found.mean_off > 0.2 or not 0.8 < found.sd_ratio[0] <= found.sd_ratio[1] < 1.25:
+    low, high = found.sd_ratio
+    if found.mean_off > _MEAN_OFF or not _LEAST_SD < low <= high < _LARGEST_SD:
         problems.append(
             "Means or spreads of the density's draws differ from the rows'."
         )
-    if found.memorised > 0.75:
+    if found.memorised > _MEMORISED:
         problems.append(
             f"{100 * found.memorised:.0f} % of the draws lie nearer to a training row than "
             "half of the held-out rows do: the rows are memorised. Train on more rows, "

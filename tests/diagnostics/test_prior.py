@@ -7,7 +7,7 @@ import pytest
 from numpyro.distributions import constraints
 
 import numpyro_rtk as rtk
-from numpyro_rtk import check
+from numpyro_rtk.diagnostics import prior
 
 MEANS = np.array([[-1.5, 0.5], [1.0, -0.5], [0.5, 2.0]])
 COVARIANCES = np.array(
@@ -73,10 +73,10 @@ def exact(monkeypatch):
     """Independent draws of a mixture in the place of the exchange's: no compilation."""
 
     def own_draws(key, density, start):
-        chains = check._CHAINS, check._DRAWS
+        chains = prior._CHAINS, prior._DRAWS
         return np.asarray(density.sample(key, chains), float), (0.0, 0.01)
 
-    monkeypatch.setattr(check, "_own_draws", own_draws)
+    monkeypatch.setattr(prior, "_own_draws", own_draws)
 
 
 def narrow_copies(rows):
@@ -159,13 +159,13 @@ def test_a_density_that_is_not_normalised_is_said():
 
 
 def test_an_integral_that_is_not_finite_is_said(exact, monkeypatch):
-    own_draws = check._own_draws
+    own_draws = prior._own_draws
 
     def run_away(key, density, start):
         draws, _ = own_draws(key, density, start)
         return draws, (np.inf, np.nan)
 
-    monkeypatch.setattr(check, "_own_draws", run_away)
+    monkeypatch.setattr(prior, "_own_draws", run_away)
     assert said(rtk.check_prior(mixture(), ROWS)) == {"integral"}
 
 
@@ -195,7 +195,7 @@ def test_rows_on_a_support_are_taken_as_they_are(exact, monkeypatch):
         progress_bar=False,
     )
     monkeypatch.setattr(
-        check, "_own_draws", lambda *_: (ROWS[:960].reshape(32, 30, 2), (0.0, 0.1))
+        prior, "_own_draws", lambda *_: (ROWS[:960].reshape(32, 30, 2), (0.0, 0.1))
     )
     # dicts may come in any order, and columns of a table too
     for held_out in (

@@ -1,0 +1,38 @@
+"""How a finished ``MCMC`` run is read: its fields, its arguments, what it counts from."""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["arguments_of", "exchange_field", "log_offset"]
+
+
+def exchange_field(mcmc: Any, name: str) -> np.ndarray:
+    """A field that ``RTKReplicaExchange`` collects, ``(chains, draws, ...)``.
+
+    Raises:
+        TypeError: for a run of another kernel.
+    """
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    if "swap_accept_prob" not in fields:
+        kernel = type(mcmc.sampler).__name__
+        raise TypeError(
+            "`mcmc` must be a finished run of RTKReplicaExchange; got one of "
+            f"{kernel}. For weighted draws see `rtk.pareto_k`."
+        )
+    return np.asarray(fields[name], np.float64)
+
+
+def arguments_of(mcmc: Any) -> tuple[tuple, dict] | None:
+    """What the run was called with; NumPyro keeps it under these names.
+
+    None where it has not run, or not in this process.
+    """
+    args, kwargs = getattr(mcmc, "_args", None), getattr(mcmc, "_kwargs", None)
+    return None if args is None or kwargs is None else (args, kwargs)
+
+
+def log_offset(mcmc: Any) -> np.ndarray:
+    """What log densities are counted from, one a chain, ``(chains,)``: all its digits."""
+    pairs = np.atleast_2d(np.asarray(mcmc.last_state.log_offset, np.float64))
+    return pairs.sum(axis=-1)
