@@ -6,12 +6,12 @@ from numpyro_rtk.arviz_bridge import pareto_k
 from numpyro_rtk.check import check_prior
 from numpyro_rtk.check_modes import check_modes
 from numpyro_rtk.diagnostics import importance_resample, weighted_sample_size
+from numpyro_rtk.gaussians import GaussianMixture
 from numpyro_rtk.io import load, save
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.kernels.rtk_mala import RTKMALA
 from numpyro_rtk.kernels.rtk_uld import RTKULD
 from numpyro_rtk.learn import fit
-from numpyro_rtk.mixture import GaussianMixture
 from numpyro_rtk.named import learned_sites
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.energy_set import EnergySet

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from numpyro_rtk import paths
-from numpyro_rtk.mixture import GaussianMixture
+from numpyro_rtk.gaussians import GaussianMixture
 from numpyro_rtk.noise import angle_ladder, noise_variance, signal
 from tests.oracles import SKEWED, Mixture
 
