@@ -11,12 +11,12 @@ from numpyro_rtk.diagnostics.weights import (
     pareto_k,
     weighted_sample_size,
 )
+from numpyro_rtk.gaussians import GaussianMixture
 from numpyro_rtk.io import load, save
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.kernels.rtk_mala import RTKMALA
 from numpyro_rtk.kernels.rtk_uld import RTKULD
 from numpyro_rtk.learn import fit
-from numpyro_rtk.mixture import GaussianMixture
 from numpyro_rtk.named import learned_sites
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.energy_set import EnergySet

@@ -6,7 +6,7 @@ around it)::
     {"format": "numpyro_rtk model", "model": "EnergyModel", "network": "EnergyMLP",
      "hyperparameters": {"event_shape": [2], "width": 64, "depth": 3},
      "noise_range": [0.02, 20.0], "reach": 5.0, "uses_network": true, "sites": null,
-     "condition_shape": null, "base": ["GaussianBase"]}
+     "condition_shape": null, "base": ["NoisedMixture", 1]}
 
 and each array the name of where it stands: ``network.trunk.inward``, ``base.variances``.
 
@@ -30,19 +30,18 @@ import jax.random as jr
 import numpy as np
 
 from numpyro_rtk._file import Kind, from_arrays, read, refusing, to_arrays, write
+from numpyro_rtk.gaussian_product import NoisedProduct
+from numpyro_rtk.gaussians import NoisedMixture
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.condition import Conditioning
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.energy_set import EnergySet
 from numpyro_rtk.networks.energy_unet import EnergyUNet
-from numpyro_rtk.networks.mixture_base import MixtureBase
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
-from numpyro_rtk.networks.product_base import ProductBase
 from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
 from numpyro_rtk.networks.shapes import as_condition_shape, as_event_shape
 from numpyro_rtk.networks.site import SiteSpec
-from numpyro_rtk.networks.standardise import GaussianBase
 from numpyro_rtk.sites import check_sites
 
 __all__ = ["load", "save"]
@@ -273,40 +272,33 @@ def _zeros(*shape: int) -> jax.Array:
 # -- bases, by the name of their class and some sizes ------------------------------------
 
 
-def _gaussian(dim: int) -> GaussianBase:
-    return GaussianBase(_zeros(dim, dim), _zeros(dim))
-
-
-def _mixture(dim: int, num: int, batch: tuple[int, ...] = ()) -> MixtureBase:
-    return MixtureBase(
-        _zeros(*batch, num),
-        _zeros(*batch, dim, num * dim),
-        _zeros(*batch, num, dim),
-        _zeros(*batch, num, dim),
+def _mixture(dim: int, num: int, batch: tuple[int, ...] = ()) -> NoisedMixture:
+    return NoisedMixture(
+        log_weights=_zeros(*batch, num),
+        axes=_zeros(*batch, dim, num * dim),
+        centres=_zeros(*batch, num, dim),
+        variances=_zeros(*batch, num, dim),
     )
 
 
-def _product(dim: int, num_groups: int, size: int, num: int) -> ProductBase:
-    return ProductBase(
+def _product(dim: int, num_groups: int, size: int, num: int) -> NoisedProduct:
+    return NoisedProduct(
         _zeros(num_groups, dim, size), _mixture(size, num, (num_groups,))
     )
 
 
 _BASES: dict[str, Callable[..., Any]] = {
-    "GaussianBase": _gaussian,
-    "MixtureBase": _mixture,
-    "ProductBase": _product,
+    "NoisedMixture": _mixture,
+    "NoisedProduct": _product,
 }
 
 
 def _base_sizes(base: Any) -> tuple[int, ...]:
     """What the template takes after the dimension."""
-    if isinstance(base, MixtureBase):
-        return base.log_weights.shape
-    if isinstance(base, ProductBase):
+    if isinstance(base, NoisedProduct):
         num_groups, _, size = base.subspaces.shape
         return num_groups, size, base.factors.log_weights.shape[1]
-    return ()
+    return base.log_weights.shape
 
 
 def _base_template(dim: int, name: str, *sizes: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import special, stats
 
 from numpyro_rtk.core.segment import Evaluation
-from numpyro_rtk.mixture import GaussianMixture
+from numpyro_rtk.gaussians import GaussianMixture
 
 Z_LIMIT = 5.0
 

@@ -15,22 +15,21 @@ import numpy as np
 import pytest
 
 from numpyro_rtk import _file
+from numpyro_rtk.gaussian_product import noised_product
+from numpyro_rtk.gaussians import noised_gaussian, noised_mixture
 from numpyro_rtk.io import load, save
 from numpyro_rtk.networks import EnergyMLP, EnergyModel, ScoreMLP, ScoreModel
 from numpyro_rtk.networks.condition import Conditional, Conditioning
-from numpyro_rtk.networks.mixture_base import mixture_base
-from numpyro_rtk.networks.product_base import product_base
 from numpyro_rtk.networks.site import SiteSpec
-from numpyro_rtk.networks.standardise import GaussianBase
 from numpyro_rtk.training.checkpoint import Progress, load_progress, save_progress
 from numpyro_rtk.training.loop import init
 from tests import damage
 
 NUM_RANDOM, NUM_REWRITTEN = 400, 100  # of each of the five files below
 DIM = 3
-WIDE = mixture_base([0.3, 0.7], np.eye(2), np.stack([np.eye(2)] * 2) * 0.2)
-NARROW = mixture_base([1.0], [[0.4]], [[[0.5]]])
-GAUSSIAN = GaussianBase(jnp.eye(DIM), jnp.linspace(0.3, 1.0, DIM))
+WIDE = noised_mixture([0.3, 0.7], np.eye(2), np.stack([np.eye(2)] * 2) * 0.2)
+NARROW = noised_mixture([1.0], [[0.4]], [[[0.5]]])
+GAUSSIAN = noised_gaussian(jnp.eye(DIM), jnp.linspace(0.3, 1.0, DIM))
 
 
 def network(network_class, **options):
@@ -61,13 +60,13 @@ MODELS = {
     "mixture": lambda: build(
         EnergyModel,
         network(EnergyMLP),
-        mixture_base([0.3, 0.7], np.eye(3)[:2], np.stack([np.eye(3)] * 2) * 0.2),
+        noised_mixture([0.3, 0.7], np.eye(3)[:2], np.stack([np.eye(3)] * 2) * 0.2),
         reach=5.0,
     ),
     "product": lambda: build(
         EnergyModel,
         network(EnergyMLP),
-        product_base([np.eye(3)[:, :2], np.eye(3)[:, 2:]], [WIDE, NARROW]),
+        noised_product([np.eye(3)[:, :2], np.eye(3)[:, 2:]], [WIDE, NARROW]),
         uses_network=False,
     ),
     "score": lambda: build(ScoreModel, network(ScoreMLP), GAUSSIAN),

@@ -13,6 +13,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from numpyro_rtk.gaussians import noised_gaussian, noised_mixture
 from numpyro_rtk.io import load, save
 from numpyro_rtk.networks import (
     EnergyMLP,
@@ -23,9 +24,7 @@ from numpyro_rtk.networks import (
     ScoreModel,
     ScoreUNet,
 )
-from numpyro_rtk.networks.mixture_base import mixture_base
 from numpyro_rtk.networks.site import SiteSpec
-from numpyro_rtk.networks.standardise import GaussianBase
 
 
 class OwnNetwork(EnergyMLP):
@@ -44,7 +43,7 @@ def build_model(network_class, event_shape=(3,), width=8, depth=2):
     is_score = network_class is ScoreMLP
     return (ScoreModel if is_score else EnergyModel)(
         network=network,
-        base=GaussianBase(jnp.eye(dim), jnp.linspace(0.3, 1.0, dim)),
+        base=noised_gaussian(jnp.eye(dim), jnp.linspace(0.3, 1.0, dim)),
         loc=jr.normal(jr.key(2), event_shape),
         scale=jnp.exp(jr.normal(jr.key(3), event_shape)),
         noise_range=(0.01, 25.0),
@@ -97,7 +96,7 @@ def test_round_trip_of_images_and_sets(tmp_path, network_class, event_shape, opt
 
 
 def test_round_trip_of_a_mixture_base(tmp_path):
-    base = mixture_base([0.3, 0.7], *MIXTURE)
+    base = noised_mixture([0.3, 0.7], *MIXTURE)
     model = dataclasses.replace(build_model(EnergyMLP), base=base, reach=4.5)
     path = tmp_path / "model.rtk"
     save(path, model)
@@ -288,7 +287,7 @@ def replaced(**attributes):
             r"`sites` must fill the event shape \(3,\)",
         ),
         (
-            replaced(base=mixture_base([0.3, 0.6], *MIXTURE)),
+            replaced(base=noised_mixture([0.3, 0.6], *MIXTURE)),
             ValueError,
             "`base.log_weights` must be logs of weights with the sum 1",
         ),

@@ -8,7 +8,7 @@ from scipy import stats
 
 from numpyro_rtk import paths
 from numpyro_rtk.density import standardised
-from numpyro_rtk.mixture import GaussianMixture
+from numpyro_rtk.gaussians import GaussianMixture
 from numpyro_rtk.noise import angle_ladder, noise_variance, signal
 from tests.oracles import SKEWED, Mixture
 

@@ -71,7 +71,7 @@ def test_it_crosses_jit_vmap_and_cond():
 
 def test_a_stack_of_priors_is_each_of_them():
     """As NumPyro's scan and jax.vmap make one: arrays with further axes in front."""
-    move = lambda i: eqx.tree_at(lambda m: m.means, MIXTURE, MIXTURE.means + i)
+    move = lambda i: eqx.tree_at(lambda m: m.loc, MIXTURE, MIXTURE.loc + i)
     moved = [move(i) for i in range(3)]
     priors = [rtk.LearnedPrior(density) for density in moved]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *priors)

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
-from numpyro_rtk.mixture import GaussianMixture
+from numpyro_rtk.gaussians import GaussianMixture
 from numpyro_rtk.prior import LearnedPrior
 
 __all__ = [

@@ -23,7 +23,7 @@ from numpyro_rtk._checks import (
     check_positive,
     check_positive_values,
 )
-from numpyro_rtk.networks.standardise import GaussianBase
+from numpyro_rtk.gaussians import NoisedMixture
 from numpyro_rtk.noise import time_from_noise_to_signal
 
 __all__ = [
@@ -77,7 +77,7 @@ class Conditional(eqx.Module):
     """
 
     network: eqx.AbstractVar[Any]
-    base: eqx.AbstractVar[GaussianBase]
+    base: eqx.AbstractVar[NoisedMixture]
     loc: eqx.AbstractVar[jax.Array]
     scale: eqx.AbstractVar[jax.Array]
     noise_range: eqx.AbstractVar[tuple[float, float]]
@@ -172,10 +172,11 @@ class Conditional(eqx.Module):
             )
         if self.conditioning is not None:
             self.conditioning.check("conditioning")
-            if not isinstance(self.base, GaussianBase):
+            is_mixture = isinstance(self.base, NoisedMixture)
+            if not is_mixture or len(self.base.log_weights) > 1:
                 raise ValueError(
-                    "`base` must be a GaussianBase where there is a condition; got a "
-                    f"{type(self.base).__name__}."
+                    "`base` must be one Gaussian where there is a condition; got a "
+                    "mixture or a product of mixtures."
                 )
 
     def _residual(self, z: jax.Array, t: jax.Array) -> jax.Array:
@@ -196,7 +197,7 @@ class Conditional(eqx.Module):
             return jnp.zeros((), z.dtype)
         if self.conditioning is None:
             return self.network(self._within_reach(z), log_r)
-        spread = jnp.sqrt(jnp.square(self.base.axes) @ self.base.variances_at(t))
+        spread = jnp.sqrt(jnp.square(self.base.axes) @ self.base.variances_at(t)[0])
         residual = (self._residual(z, t) / spread).reshape(z.shape)
         return self.network(self._within_reach(residual), log_r, self._condition())
 

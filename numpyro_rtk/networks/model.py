@@ -12,13 +12,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from numpyro_rtk._batch import map_over_batch
+from numpyro_rtk.gaussian_product import NoisedProduct
+from numpyro_rtk.gaussians import NoisedMixture
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.condition import Conditional, Conditioning
-from numpyro_rtk.networks.mixture_base import MixtureBase
-from numpyro_rtk.networks.product_base import ProductBase
-from numpyro_rtk.networks.shapes import map_over_batch
 from numpyro_rtk.networks.site import SiteSpec
-from numpyro_rtk.networks.standardise import GaussianBase
 from numpyro_rtk.noise import noise_variance
 
 __all__ = ["EnergyModel", "ScoreModel"]
@@ -75,7 +74,7 @@ class EnergyModel(Conditional):
     """
 
     network: AbstractEnergyNetwork
-    base: GaussianBase | MixtureBase | ProductBase
+    base: NoisedMixture | NoisedProduct
     loc: jax.Array
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)
@@ -109,7 +108,7 @@ class EnergyModel(Conditional):
         """``-log p_t(z)`` on the standardised scale; ``z`` (event_shape), ``t`` ()."""
         log_r = _log_noise_to_signal(t, self.noise_range[1])
         correction = jnp.exp(-2.0 * t) * self._correction(z, t, log_r)
-        return self.base.energy(self._residual(z, t), t) + correction
+        return correction - self.base.log_density(self._residual(z, t), t)
 
     def _log_density(self, x: jax.Array, t: jax.Array) -> jax.Array:
         t = _clamped_time(t, self.noise_range[0])
@@ -147,7 +146,7 @@ class ScoreModel(Conditional):
     """
 
     network: AbstractScoreNetwork
-    base: GaussianBase | MixtureBase | ProductBase
+    base: NoisedMixture | NoisedProduct
     loc: jax.Array
     scale: jax.Array
     noise_range: tuple[float, float] = eqx.field(static=True)

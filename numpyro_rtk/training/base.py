@@ -3,14 +3,16 @@
 import numpy as np
 
 from numpyro_rtk.training.mixture import (
-    Mixture,
+    FoundMixture,
     best_mixture,
     fit_mixture,
     is_plain_gaussian,
 )
-from numpyro_rtk.training.subspaces import Product, fit_product
+from numpyro_rtk.training.subspaces import FoundProduct, fit_product
 
-__all__ = ["LARGEST_DIM", "MAX_ROWS", "fit_base"]
+__all__ = ["LARGEST_DIM", "MAX_ROWS", "Found", "fit_base"]
+
+Found = FoundMixture | FoundProduct
 
 LARGEST_DIM = 128  # beyond it full covariances cost more than the network
 MAX_ROWS = 50_000  # of the rows that it is fitted to
@@ -19,7 +21,7 @@ _FEW_DIMS = 3  # in more, a curved surface has no use for a few dozen Gaussians
 
 def fit_base(
     z: np.ndarray, held_out: np.ndarray, num_components: int | None
-) -> Mixture | Product | None:
+) -> Found | None:
     """The simplest base that the held-out rows do not ask to be richer.
 
     Args:

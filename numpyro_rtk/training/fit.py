@@ -24,7 +24,7 @@ from numpyro_rtk._checks import (
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
-from numpyro_rtk.training.base import LARGEST_DIM, MAX_ROWS, fit_base
+from numpyro_rtk.training.base import LARGEST_DIM, MAX_ROWS, Found, fit_base
 from numpyro_rtk.training.checkpoint import Progress, load_progress, save_progress
 from numpyro_rtk.training.data import check_key
 from numpyro_rtk.training.devices import Placement, check_devices
@@ -40,10 +40,8 @@ from numpyro_rtk.training.loop import (
     with_weights,
 )
 from numpyro_rtk.training.losses import denoising_score_matching, dual_score_matching
-from numpyro_rtk.training.mixture import Mixture
 from numpyro_rtk.training.no_density import find_doubts, labels_of
 from numpyro_rtk.training.rows import AbstractRows, flat, open_rows
-from numpyro_rtk.training.subspaces import Product
 
 __all__ = ["NOISE_RANGE", "fit"]
 
@@ -274,7 +272,7 @@ def _richer_base(
     rows: AbstractRows,
     z_held_out: Any,
     num_components: int | None,
-) -> Mixture | Product | None:
+) -> Found | None:
     """A richer base than one Gaussian, where that is better."""
     reason = None
     if rows.condition is not None:

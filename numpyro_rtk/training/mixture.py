@@ -17,11 +17,11 @@ import numpy as np
 from scipy.cluster.vq import kmeans2
 from scipy.special import logsumexp
 
-from numpyro_rtk.networks.mixture_base import MixtureBase, mixture_base
+from numpyro_rtk.gaussians import NoisedMixture, noised_mixture
 
 __all__ = [
-    "Form",
-    "Mixture",
+    "CovariancePrior",
+    "FoundMixture",
     "best_mixture",
     "by_em",
     "fit_mixture",
@@ -39,8 +39,8 @@ _COUNTS, _VARIANCES = (0.3, 1.0, 3.0), (1e-5, 1e-3, 1e-2, 1e-1)  # counts in dim
 _TAILS, _FACTORS = (0.03, 0.1, 0.3), (2.0, 4.0, 9.0, 25.0)
 
 
-class Form(NamedTuple):
-    """What the components of a mixture have in common.
+class CovariancePrior(NamedTuple):
+    """What is thought beforehand of the covariances of a mixture's components.
 
     Attributes:
         count: rows that the pooled covariance stands in for in each component's own.
@@ -55,25 +55,29 @@ class Form(NamedTuple):
     factor: float = 1.0
 
 
-_PLAIN = Form()
+_PLAIN = CovariancePrior()
 
 
-class Mixture(NamedTuple):
+class FoundMixture(NamedTuple):
     """A mixture of K Gaussians, or of K pairs about one mean, of standardised rows.
 
-    ``weights`` (K,), ``means`` (K, dim), ``covariances`` (K, dim, dim), ``form``.
+    What expectation maximisation works on, in NumPy's float64 and not as a
+    :class:`NoisedMixture`: covariances lose small variances in float32, held-out gains
+    are of a thousandth of a nat, and each K would be compiled anew.
+
+    ``weights`` (K,), ``means`` (K, dim), ``covariances`` (K, dim, dim), ``prior``.
     """
 
     weights: np.ndarray
     means: np.ndarray
     covariances: np.ndarray
-    form: Form
+    prior: CovariancePrior
 
     def log_density(self, z: np.ndarray) -> np.ndarray:
         """Of rows ``(n, dim)``: ``(n,)``."""
         return np.asarray(logsumexp(_by_component(self, z)[0], axis=1))
 
-    def refit(self, z: np.ndarray) -> "Mixture":
+    def refit(self, z: np.ndarray) -> "FoundMixture":
         """By expectation maximisation on rows ``(n, dim)``, from where this one is."""
         found, last = self, -np.inf
         for _ in range(_MAX_ITERATIONS):
@@ -84,22 +88,24 @@ class Mixture(NamedTuple):
                 break
             last = density.mean()
             shares = np.exp(joint - density)
-            found = _maximise(z, shares, core * shares, found.form)
+            found = _maximise(z, shares, core * shares, found.prior)
         return found
 
-    def as_base(self) -> MixtureBase:
+    def as_base(self) -> NoisedMixture:
         """Followed through the noise; a pair is two of its components."""
-        _, _, tail, factor = self.form
+        _, _, tail, factor = self.prior
         if not tail:
-            return mixture_base(self.weights, self.means, self.covariances)
-        return mixture_base(
+            return noised_mixture(self.weights, self.means, self.covariances)
+        return noised_mixture(
             np.concatenate([(1.0 - tail) * self.weights, tail * self.weights]),
             np.concatenate([self.means, self.means]),
             np.concatenate([self.covariances, factor * self.covariances]),
         )
 
 
-def fit_mixture(z: np.ndarray, held_out: np.ndarray, num_components: int) -> Mixture:
+def fit_mixture(
+    z: np.ndarray, held_out: np.ndarray, num_components: int
+) -> FoundMixture:
     """A mixture of that many Gaussians with full covariances.
 
     Args:
@@ -117,11 +123,13 @@ def fit_mixture(z: np.ndarray, held_out: np.ndarray, num_components: int) -> Mix
             f"`num_components` must be at most {most} for {len(z)} rows to train on "
             f"in {z.shape[1]} dimensions; got {num_components}."
         )
-    return _best_form(z, held_out, by_em(z, num_components))
+    return _best_prior(z, held_out, by_em(z, num_components))
 
 
-def best_mixture(z: np.ndarray, held_out: np.ndarray, curved: bool = False) -> Mixture:
-    """The mixture of as many components, and of the form, that held-out rows ask for.
+def best_mixture(
+    z: np.ndarray, held_out: np.ndarray, curved: bool = False
+) -> FoundMixture:
+    """The mixture of as many components, and of the prior, that held-out rows ask for.
 
     In many dimensions both are chosen with a part of the rows, for the time it takes.
 
@@ -145,22 +153,22 @@ def best_mixture(z: np.ndarray, held_out: np.ndarray, curved: bool = False) -> M
         return best_mixture(z[part], held_out, curved).refit(z)
     start = _PLAIN
     if _has_few(z):
-        start = Form(count=_COUNTS[1] * z.shape[1], variance=_VARIANCES[1])
+        start = CovariancePrior(count=_COUNTS[1] * z.shape[1], variance=_VARIANCES[1])
     first = _best_number(z, held_out, curved, start)
-    found = _best_form(z, held_out, first)
-    form = found.form
-    if not form.tail and len(first.weights) > 1:
+    found = _best_prior(z, held_out, first)
+    prior = found.prior
+    if not prior.tail and len(first.weights) > 1:
         # tails as such, before several components stood in for them
-        alone = _best_form(z, held_out, by_em(z, 1, start)).form
-        form = form._replace(tail=alone.tail, factor=alone.factor)
-    if form == start:
+        alone = _best_prior(z, held_out, by_em(z, 1, start)).prior
+        prior = prior._replace(tail=alone.tail, factor=alone.factor)
+    if prior == start:
         return first
-    return _best_of([found, _best_number(z, held_out, curved, form)], held_out)
+    return _best_of([found, _best_number(z, held_out, curved, prior)], held_out)
 
 
-def is_plain_gaussian(found: Mixture) -> bool:
+def is_plain_gaussian(found: FoundMixture) -> bool:
     """Whether a mixture is one Gaussian with the rows' own covariance."""
-    return len(found.weights) == 1 and found.form[1:] == _PLAIN[1:]
+    return len(found.weights) == 1 and found.prior[1:] == _PLAIN[1:]
 
 
 def is_better(gain: np.ndarray, num_se: float = 1.0) -> bool:
@@ -172,15 +180,15 @@ def is_better(gain: np.ndarray, num_se: float = 1.0) -> bool:
 
 
 def _best_number(
-    z: np.ndarray, held_out: np.ndarray, curved: bool, form: Form
-) -> Mixture:
-    best, failures = by_em(z, 1, form), 0
+    z: np.ndarray, held_out: np.ndarray, curved: bool, prior: CovariancePrior
+) -> FoundMixture:
+    best, failures = by_em(z, 1, prior), 0
     density = best.log_density(held_out)
     for num in _CLUSTERS + _PATCHES if curved else _CLUSTERS:
         is_falling = failures >= _MAX_FAILURES and not (curved and num in _CLUSTERS)
         if num > _most_components(z) or is_falling:
             break
-        found = by_em(z, num, form)
+        found = by_em(z, num, prior)
         gain = found.log_density(held_out) - density
         if is_better(gain):
             best, density, failures = found, density + gain, 0
@@ -189,15 +197,19 @@ def _best_number(
     return best
 
 
-def _best_form(z: np.ndarray, held_out: np.ndarray, found: Mixture) -> Mixture:
+def _best_prior(
+    z: np.ndarray, held_out: np.ndarray, found: FoundMixture
+) -> FoundMixture:
     """With as many components: shrunk where rows are few, with tails where they help."""
     num = len(found.weights)
     if _has_few(z):
         counts = _COUNTS if num > 1 else (_COUNTS[1],)
-        forms = [Form(c * z.shape[1], v) for c in counts for v in _VARIANCES]
-        found = _best_of([by_em(z, num, form) for form in forms], held_out)
+        priors = [
+            CovariancePrior(c * z.shape[1], v) for c in counts for v in _VARIANCES
+        ]
+        found = _best_of([by_em(z, num, prior) for prior in priors], held_out)
     heavier = [
-        found._replace(form=found.form._replace(tail=tail, factor=factor))
+        found._replace(prior=found.prior._replace(tail=tail, factor=factor))
         for tail in _TAILS
         for factor in _FACTORS
     ]
@@ -207,7 +219,7 @@ def _best_form(z: np.ndarray, held_out: np.ndarray, found: Mixture) -> Mixture:
     return heavy if is_better(gain, num_se=1.0 if _has_few(z) else 2.0) else found
 
 
-def _best_of(found: list[Mixture], held_out: np.ndarray) -> Mixture:
+def _best_of(found: list[FoundMixture], held_out: np.ndarray) -> FoundMixture:
     return max(found, key=lambda mixture: mixture.log_density(held_out).mean())
 
 
@@ -223,25 +235,25 @@ def _most_components(z: np.ndarray) -> int:
 # -- expectation maximisation ----------------------------------------------------------
 
 
-def by_em(z: np.ndarray, num: int, form: Form = _PLAIN) -> Mixture:
+def by_em(z: np.ndarray, num: int, prior: CovariancePrior = _PLAIN) -> FoundMixture:
     """From a k-means start, the same on any machine.
 
     Args:
         z: standardised rows, ``(n, dim)``.
         num: K.
-        form: of the components.
+        prior: of the components.
     """
     from sklearn.cluster import kmeans_plusplus  # late: slow to import
 
     first, _ = kmeans_plusplus(z, num, random_state=0)
     _, label = kmeans2(z, first, minit="matrix", iter=20, missing="warn")
     # a small group's first covariance leans on the pooled one
-    lean = form._replace(count=max(form.count, 2.0 * z.shape[1]))
+    lean = prior._replace(count=max(prior.count, 2.0 * z.shape[1]))
     shares = np.eye(num)[label]
-    return _maximise(z, shares, shares, lean)._replace(form=form).refit(z)
+    return _maximise(z, shares, shares, lean)._replace(prior=prior).refit(z)
 
 
-def _by_component(found: Mixture, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _by_component(found: FoundMixture, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log density of row and component, ``(n, K)``, and the row's part in its shape.
 
     The part is 1 without tails; a row of the tail counts one ``factor``-th.
@@ -253,7 +265,7 @@ def _by_component(found: Mixture, z: np.ndarray) -> tuple[np.ndarray, np.ndarray
     half_log_det = np.sum(np.log(np.diagonal(roots, axis1=1, axis2=2)), axis=1)
     constant = np.log(found.weights) + half_log_det - 0.5 * dim * math.log(2 * math.pi)
     core = constant - 0.5 * squares
-    _, _, tail, factor = found.form
+    _, _, tail, factor = found.prior
     if not tail:
         return core, np.ones_like(core)
     core = core + math.log1p(-tail)
@@ -264,8 +276,8 @@ def _by_component(found: Mixture, z: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _maximise(
-    z: np.ndarray, shares: np.ndarray, parts: np.ndarray, form: Form
-) -> Mixture:
+    z: np.ndarray, shares: np.ndarray, parts: np.ndarray, prior: CovariancePrior
+) -> FoundMixture:
     """From each row's share in each component and its part in the shape, ``(n, K)``."""
     counts = shares.sum(axis=0) + 1e-6  # of a component that lost all its rows
     means = parts.T @ z / (parts.sum(axis=0) + 1e-6)[:, None]
@@ -274,7 +286,7 @@ def _maximise(
         [((z - mean) * part[:, None]).T @ (z - mean) for mean, part in pairs]
     )
     pooled = spreads.sum(axis=0) / len(z)
-    rows = (counts + form.count)[:, None, None]
-    covariances = (spreads + form.count * pooled) / rows
-    covariances += form.variance * np.eye(z.shape[1])
-    return Mixture(counts / counts.sum(), means, covariances, form)
+    rows = (counts + prior.count)[:, None, None]
+    covariances = (spreads + prior.count * pooled) / rows
+    covariances += prior.variance * np.eye(z.shape[1])
+    return FoundMixture(counts / counts.sum(), means, covariances, prior)

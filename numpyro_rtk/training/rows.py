@@ -18,14 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_rtk.gaussians import NoisedMixture
 from numpyro_rtk.networks.condition import Conditioning, fit_conditioning
-from numpyro_rtk.networks.standardise import (
-    GaussianBase,
-    Moments,
-    fit_gaussian_base_in_chunks,
-    fit_loc_and_scale,
-    moments_in_chunks,
-)
 from numpyro_rtk.training.data import (
     MIN_SAMPLES,
     check_condition,
@@ -38,6 +32,12 @@ from numpyro_rtk.training.data import (
 )
 from numpyro_rtk.training.loop import Minibatches, Resident, draw_rows
 from numpyro_rtk.training.no_density import stretches
+from numpyro_rtk.training.standardise import (
+    Moments,
+    fit_gaussian_in_chunks,
+    fit_loc_and_scale,
+    moments_in_chunks,
+)
 
 __all__ = ["NUM_HEAD", "AbstractRows", "flat", "is_stream", "open_rows"]
 
@@ -135,7 +135,7 @@ class AbstractRows(ABC):
 
     def standardise(
         self, mode: str | None, exchangeable: bool = False
-    ) -> tuple[np.ndarray, np.ndarray, GaussianBase]:
+    ) -> tuple[np.ndarray, np.ndarray, NoisedMixture]:
         """``loc``, ``scale`` and the Gaussian base of what they standardise.
 
         Args:
@@ -148,7 +148,7 @@ class AbstractRows(ABC):
             for chunk in self._chunks()
         )
         num_elements = self.event_shape[0] if exchangeable else 1
-        base = fit_gaussian_base_in_chunks(flat, self._moments.num, num_elements)
+        base = fit_gaussian_in_chunks(flat, self._moments.num, num_elements)
         return self._loc, self._scale, base
 
     @abstractmethod
@@ -265,7 +265,7 @@ class ConditionalRows(DeviceRows):
         self._loc, self._scale = fit_loc_and_scale(self._moments, mode)
         z = self._standardised(self._samples).reshape(len(self._samples), -1)
         self.conditioning, residual = fit_conditioning(z, self.condition)
-        base = fit_gaussian_base_in_chunks([residual], len(residual))
+        base = fit_gaussian_in_chunks([residual], len(residual))
         return self._loc, self._scale, base
 
     def hold_out(self, key, fraction):

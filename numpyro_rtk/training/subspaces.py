@@ -17,10 +17,10 @@ import numpy as np
 import optax
 from scipy.sparse.csgraph import connected_components
 
-from numpyro_rtk.networks.product_base import ProductBase, product_base
-from numpyro_rtk.training.mixture import Mixture, best_mixture, is_better
+from numpyro_rtk.gaussian_product import NoisedProduct, noised_product
+from numpyro_rtk.training.mixture import FoundMixture, best_mixture, is_better
 
-__all__ = ["Product", "fit_product", "independent_subspaces"]
+__all__ = ["FoundProduct", "fit_product", "independent_subspaces"]
 
 _ROWS_PER_DIM = 20  # with fewer, components are found in noise
 _ICA_ROWS, _ICA_ITERATIONS, _ICA_TOLERANCE = 20_000, 200, 1e-3
@@ -31,23 +31,23 @@ _FREQUENCIES = (0.5, 1.0, 2.0, 3.0)
 _THRESHOLD, _NOISE = 0.08, 5.0  # of a correlation, and the standard errors beyond it
 
 
-class Product(NamedTuple):
+class FoundProduct(NamedTuple):
     """Independent mixtures, one in each of some orthogonal subspaces ``(dim, m_g)``."""
 
     subspaces: list[np.ndarray]
-    factors: list[Mixture]
+    factors: list[FoundMixture]
 
     def log_density(self, z: np.ndarray) -> np.ndarray:
         """Of rows ``(n, dim)``: ``(n,)``."""
         return np.sum([f.log_density(z @ u) for f, u in self._pairs()], axis=0)
 
-    def refit(self, z: np.ndarray) -> "Product":
+    def refit(self, z: np.ndarray) -> "FoundProduct":
         """Each mixture fitted to rows ``(n, dim)``, from where it is."""
         return self._replace(factors=[f.refit(z @ u) for f, u in self._pairs()])
 
-    def as_base(self) -> ProductBase:
+    def as_base(self) -> NoisedProduct:
         """Followed through the noise."""
-        return product_base(self.subspaces, [f.as_base() for f in self.factors])
+        return noised_product(self.subspaces, [f.as_base() for f in self.factors])
 
     def _pairs(self):
         return zip(self.factors, self.subspaces, strict=True)
@@ -55,7 +55,7 @@ class Product(NamedTuple):
 
 def fit_product(
     z: np.ndarray, held_out: np.ndarray, density: np.ndarray
-) -> Product | None:
+) -> FoundProduct | None:
     """A product of mixtures over independent subspaces, where it is the better base.
 
     Args:
@@ -74,12 +74,12 @@ def fit_product(
     for num in (_FIRST_ROWS, len(z)):
         some, few = z[:num], held_out[:num]
         factors = [best_mixture(some @ u, few @ u) for u in subspaces]
-        subspaces = _turned(Product(subspaces, factors), z)
-    found = Product(subspaces, factors).refit(z)
+        subspaces = _turned(FoundProduct(subspaces, factors), z)
+    found = FoundProduct(subspaces, factors).refit(z)
     return found if is_better(found.log_density(held_out) - density) else None
 
 
-def _turned(found: Product, z: np.ndarray) -> list[np.ndarray]:
+def _turned(found: FoundProduct, z: np.ndarray) -> list[np.ndarray]:
     """All subspaces turned by one rotation, to the maximum of the rows' likelihood.
 
     Independent component analysis is a start only: its contrast knows nothing of the
@@ -101,7 +101,7 @@ def _climb(base, axes, rows):
 
     def energy(axes, chosen):
         turned = eqx.tree_at(lambda base: base.subspaces, base, axes @ which)
-        return jnp.mean(jax.vmap(turned.energy, in_axes=(0, None))(chosen, 0.0))
+        return -jnp.mean(jax.vmap(turned.log_density, in_axes=(0, None))(chosen, 0.0))
 
     def step(index, carry):
         axes, state = carry

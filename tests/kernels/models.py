@@ -408,8 +408,7 @@ def scan_of_ordinary_sites_after_a_learned_one(y):
 @same(Y)
 def cond_on_a_latent_site(y):
     b = numpyro.sample("b", dist.Normal())
-    mirrored = jax.tree.map(lambda leaf: -leaf, ONE.means)
-    other = eqx.tree_at(lambda m: m.means, ONE, mirrored)
+    other = rtk.GaussianMixture(ONE.weights, -ONE.means, ONE.covariances)
     draw = lambda m: lambda _: numpyro.sample("x", rtk.LearnedPrior(m))
     observe(b * cond(b > 0, draw(ONE), draw(other), None), y)
 

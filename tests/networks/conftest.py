@@ -4,8 +4,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from numpyro_rtk.gaussians import noised_gaussian
 from numpyro_rtk.networks import EnergyMLP, EnergyModel, ScoreMLP, ScoreModel
-from numpyro_rtk.networks.standardise import GaussianBase
 
 EVENT_SHAPES = {"scalar": (), "matrix": (3, 2)}
 
@@ -22,10 +22,7 @@ def build_model(kind, event_shape, seed=0):
     network = eqx.tree_at(lambda network: network.readout, network, readout)
     return (EnergyModel if kind == "energy" else ScoreModel)(
         network=network,
-        base=GaussianBase(
-            jnp.asarray(axes, jnp.float32),
-            jnp.asarray(rng.uniform(0.3, 1.5, size=dim), jnp.float32),
-        ),
+        base=noised_gaussian(axes, rng.uniform(0.3, 1.5, size=dim)),
         loc=jnp.asarray(loc, jnp.float32),
         scale=jnp.asarray(scale, jnp.float32),
         noise_range=(0.02, 20.0),

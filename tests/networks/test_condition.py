@@ -11,7 +11,7 @@ import pytest
 
 from numpyro_rtk.networks import EnergyMLP, EnergyModel, ScoreMLP, ScoreModel
 from numpyro_rtk.networks.condition import fit_conditioning
-from numpyro_rtk.networks.standardise import fit_gaussian_base
+from numpyro_rtk.training.standardise import fit_gaussian
 
 C = jnp.array([0.7, -1.2])
 
@@ -41,7 +41,7 @@ def conditional_model(kind="energy", seed=0):
     network = eqx.tree_at(lambda network: network.readout, network, readout)
     return (EnergyModel if kind == "energy" else ScoreModel)(
         network=network,
-        base=fit_gaussian_base(residual),
+        base=fit_gaussian(residual),
         loc=jnp.array([0.5, -1.0]),
         scale=jnp.array([1.5, 0.7]),
         noise_range=(0.02, 20.0),

@@ -10,8 +10,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from numpyro_rtk.gaussians import noised_gaussian
 from numpyro_rtk.networks import EnergyMLP, EnergyModel, ScoreMLP, ScoreModel
-from numpyro_rtk.networks.standardise import GaussianBase
 from numpyro_rtk.noise import time_from_noise_to_signal
 
 TIMES = [0.0, 0.1, 1.0, 3.0, 5.0]
@@ -172,7 +172,7 @@ def test_untrained_model_is_the_exact_noised_gaussian(t):
     variances = np.array([0.3, 1.0, 1.7])
     loc, scale = rng.normal(size=3), np.array([0.5, 1.0, 4.0])
     shared = {
-        "base": GaussianBase(jnp.asarray(axes), jnp.asarray(variances)),
+        "base": noised_gaussian(jnp.asarray(axes), jnp.asarray(variances)),
         "loc": jnp.asarray(loc),
         "scale": jnp.asarray(scale),
         "noise_range": (0.02, 20.0),
@@ -201,7 +201,7 @@ def test_scalar_time_features_are_computed_once():
     # is the hot path of a sampler.
     model = EnergyModel(
         network=EnergyMLP(3, width=8, depth=2, key=jr.key(0)),
-        base=GaussianBase(jnp.eye(3), jnp.ones(3)),
+        base=noised_gaussian(jnp.eye(3), jnp.ones(3)),
         loc=jnp.zeros(3),
         scale=jnp.ones(3),
         noise_range=(0.02, 20.0),

@@ -10,7 +10,7 @@ import pytest
 
 import numpyro_rtk as rtk
 from numpyro_rtk.networks import EnergyMLP, EnergySet
-from numpyro_rtk.networks.standardise import (
+from numpyro_rtk.training.standardise import (
     exchangeable_covariance,
     fit_loc_and_scale,
 )

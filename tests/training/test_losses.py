@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from numpyro_rtk.gaussians import NoisedMixture, noised_gaussian
 from numpyro_rtk.networks import (
     AbstractEnergyNetwork,
     AbstractScoreNetwork,
     EnergyModel,
     ScoreModel,
 )
-from numpyro_rtk.networks.standardise import GaussianBase
 from numpyro_rtk.training.losses import (
     denoising_score_matching,
     dual_score_matching,
@@ -48,14 +48,14 @@ class ExactMixture(AbstractEnergyNetwork):
     ``tilt`` moves the score, ``drift`` the constant with the noise level alone.
     """
 
-    base: GaussianBase
+    base: NoisedMixture
     tilt: jax.Array
     drift: jax.Array
     event_shape: tuple[int, ...] = eqx.field(static=True, default=(2,))
 
     def __call__(self, z, log_r):
         t = 0.5 * jnp.log1p(jnp.exp(2.0 * log_r))
-        rest = mixture_energy(z, t) - self.base.energy(z, t) + self.drift * log_r
+        rest = mixture_energy(z, t) + self.base.log_density(z, t) + self.drift * log_r
         return rest * jnp.exp(2.0 * t) + self.tilt * z[0]
 
     def hyperparameters(self):
@@ -63,7 +63,7 @@ class ExactMixture(AbstractEnergyNetwork):
 
 
 def exact_model(tilt=0.0, drift=0.0):
-    base = GaussianBase(jnp.eye(2), jnp.array([0.7, 0.4]))
+    base = noised_gaussian(jnp.eye(2), jnp.array([0.7, 0.4]))
     return EnergyModel(
         network=ExactMixture(
             base=base, tilt=jnp.asarray(tilt), drift=jnp.asarray(drift)
@@ -149,7 +149,7 @@ class ExactScore(AbstractScoreNetwork):
 
     def __call__(self, z, log_r):
         t = 0.5 * jnp.log1p(jnp.exp(2.0 * log_r))
-        base = GaussianBase(jnp.eye(2), jnp.ones(2))
+        base = noised_gaussian(jnp.eye(2), jnp.ones(2))
         rest = -jax.grad(mixture_energy)(z, t) - base.score(z, t)
         return jnp.sqrt(jnp.exp(2.0 * log_r) + 0.01) * rest + self.fault
 
@@ -160,7 +160,7 @@ class ExactScore(AbstractScoreNetwork):
 def exact_score(fault):
     return ScoreModel(
         network=ExactScore(fault=jnp.asarray(fault)),
-        base=GaussianBase(jnp.eye(2), jnp.ones(2)),
+        base=noised_gaussian(jnp.eye(2), jnp.ones(2)),
         loc=jnp.zeros(2),
         scale=jnp.ones(2),
         noise_range=(0.02, 20.0),

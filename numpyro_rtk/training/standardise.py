@@ -1,30 +1,22 @@
-r"""Standardisation of the data and the Gaussian that fits it.
+r"""Standardisation of the data, and the Gaussian that fits it.
 
-The noising process lives on :math:`z = (x - \text{loc}) / \text{scale}`. On that scale
-the data have a covariance :math:`V \operatorname{diag}(\lambda) V^T`, and the
-Gaussian with that covariance stays Gaussian under the process: at time ``t`` it is
-:math:`N(0, V \operatorname{diag}(a_t^2 \lambda + s_t^2) V^T)`, exactly normalised. It
-is the base of the learned energies, which only have to learn the rest.
+The noise runs on :math:`z = (x - \text{loc}) / \text{scale}`. On that scale the data have
+a covariance; the Gaussian with it, followed through the noise, is the simplest base of a
+learned density.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 
-from numpyro_rtk._checks import check_orthogonal, check_positive_values
-from numpyro_rtk.noise import noise_variance
+from numpyro_rtk.gaussians import NoisedMixture, noised_gaussian
 
 __all__ = [
-    "GaussianBase",
     "Moments",
     "exchangeable_covariance",
-    "fit_gaussian_base",
-    "fit_gaussian_base_in_chunks",
+    "fit_gaussian",
+    "fit_gaussian_in_chunks",
     "fit_loc_and_scale",
     "moments_in_chunks",
     "shrink_variances",
@@ -32,43 +24,6 @@ __all__ = [
 
 
 _ALIKE = 2.0  # ratio of standard deviations up to which one scale serves all
-
-
-class GaussianBase(eqx.Module):
-    """A Gaussian of mean 0 followed through the noising process.
-
-    Attributes:
-        axes: principal axes, the columns of an orthogonal matrix ``(d, d)``.
-        variances: variance of the data along each axis, ``(d,)``.
-    """
-
-    axes: jax.Array
-    variances: jax.Array
-
-    def energy(self, z: jax.Array, t: jax.Array) -> jax.Array:
-        """Minus the log density of the noised Gaussian; ``z`` (d,), ``t`` () -> ()."""
-        variances = self.variances_at(t)
-        along = z @ self.axes
-        constant = np.log(2.0 * np.pi)
-        return 0.5 * jnp.sum(along**2 / variances + jnp.log(variances) + constant)
-
-    def score(self, z: jax.Array, t: jax.Array) -> jax.Array:
-        """Gradient of the log density; ``z`` (d,), ``t`` () -> (d,)."""
-        return -self.axes @ ((z @ self.axes) / self.variances_at(t))
-
-    def sample(self, key: jax.Array, t: jax.Array) -> jax.Array:
-        """One draw at OU time ``t``, ``(d,)``."""
-        noise = jr.normal(key, self.variances.shape, self.variances.dtype)
-        return self.axes @ (jnp.sqrt(self.variances_at(t)) * noise)
-
-    def variances_at(self, t: jax.Array) -> jax.Array:
-        """Variance along each axis at OU time ``t``: ``a_t**2 lambda + s_t**2``."""
-        return self.variances * jnp.exp(-2.0 * t) + noise_variance(t)
-
-    def check(self, name: str) -> None:
-        """Raise a ValueError, about ``name``, unless this is a Gaussian."""
-        check_orthogonal(f"{name}.axes", self.axes)
-        check_positive_values(f"{name}.variances", self.variances)
 
 
 class Moments(NamedTuple):
@@ -198,17 +153,17 @@ def exchangeable_covariance(covariance: np.ndarray, num: int) -> np.ndarray:
     return np.kron(np.eye(num), own - other) + np.kron(np.ones((num, num)), other)
 
 
-def fit_gaussian_base(z: np.ndarray, num_exchangeable: int = 1) -> GaussianBase:
-    """The Gaussian base of standardised data ``(n, d)``, in float32."""
-    return fit_gaussian_base_in_chunks([z], len(z), num_exchangeable)
+def fit_gaussian(z: np.ndarray, num_exchangeable: int = 1) -> NoisedMixture:
+    """The Gaussian of standardised data ``(n, d)``, of mean 0, in float32."""
+    return fit_gaussian_in_chunks([z], len(z), num_exchangeable)
 
 
-def fit_gaussian_base_in_chunks(
+def fit_gaussian_in_chunks(
     chunks: Iterable[np.ndarray], num: int, num_exchangeable: int = 1
-) -> GaussianBase:
-    """The Gaussian base of standardised data in chunks ``(m, d)``, in float32.
+) -> NoisedMixture:
+    """The Gaussian of standardised data in chunks ``(m, d)``, of mean 0, in float32.
 
-    One chunk gives bit for bit :func:`fit_gaussian_base`.
+    One chunk gives bit for bit :func:`fit_gaussian`.
 
     Args:
         chunks: centred data.
@@ -225,6 +180,4 @@ def fit_gaussian_base_in_chunks(
         covariance = exchangeable_covariance(covariance, num_exchangeable)
     variances, axes = np.linalg.eigh(covariance)
     variances = _shrink(num, fourth, np.maximum(variances, 0.0))
-    return GaussianBase(
-        jnp.asarray(axes, jnp.float32), jnp.asarray(variances, jnp.float32)
-    )
+    return noised_gaussian(axes, variances)

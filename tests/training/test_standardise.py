@@ -1,10 +1,10 @@
-"""Standardisation and the Gaussian base."""
+"""Standardisation and the Gaussian of the data."""
 
 import numpy as np
 import pytest
 
-from numpyro_rtk.networks.standardise import (
-    fit_gaussian_base,
+from numpyro_rtk.training.standardise import (
+    fit_gaussian,
     fit_loc_and_scale,
     shrink_variances,
 )
@@ -24,7 +24,7 @@ def test_base_has_the_covariance_of_the_data():
     rng = np.random.default_rng(0)
     root = np.array([[1.0, 0.0], [0.8, 0.6]])
     z = rng.normal(size=(20_000, 2)) @ root.T
-    base = fit_gaussian_base(z)
+    base = fit_gaussian(z)
     covariance = np.asarray(base.axes * base.variances @ base.axes.T)
     # 5 standard errors of a covariance of size 1: 5 * sqrt(2 / n) = 0.05
     np.testing.assert_allclose(covariance, root @ root.T, atol=0.05)

@@ -1,11 +1,11 @@
-r"""A product of Gaussian mixtures over orthogonal subspaces, followed through the noise.
+r"""Products of Gaussian mixtures over orthogonal subspaces, followed through the noise.
 
 Where the data are independent in orthogonal subspaces with orthonormal bases :math:`U_g`,
 
 .. math:: p_t(z) = \prod_g p_{t,g}(U_g^T z),
 
 since the noise is independent in them too. With a mixture of K components in each of G
-subspaces this base has K**G components, which no mixture could list: what catalogues,
+subspaces this is a mixture of K**G, which no list could hold: what catalogues,
 block-structured parameters and fields in their natural basis look like.
 """
 
@@ -19,13 +19,13 @@ import jax.random as jr
 import numpy as np
 
 from numpyro_rtk._checks import check_orthogonal
-from numpyro_rtk.networks.mixture_base import MixtureBase
+from numpyro_rtk.gaussians import NoisedMixture
 
-__all__ = ["ProductBase", "product_base"]
+__all__ = ["NoisedProduct", "noised_product"]
 
 
-class ProductBase(eqx.Module):
-    """G independent mixtures, one in each subspace.
+class NoisedProduct(eqx.Module):
+    """Independent mixtures, one in each of G orthogonal subspaces.
 
     The subspaces are filled up to one size ``m``, and the mixtures to one number K, so that
     one batched call serves all: with axes of zeros, along which a component is N(0, 1) at
@@ -37,30 +37,33 @@ class ProductBase(eqx.Module):
     """
 
     subspaces: jax.Array
-    factors: MixtureBase
+    factors: NoisedMixture
 
-    def energy(self, z: jax.Array, t: jax.Array) -> jax.Array:
-        """Minus the log density of the noised product; ``z`` (dim,), ``t`` () -> ()."""
+    def log_density(self, z: jax.Array, t: jax.Array | float) -> jax.Array:
+        """Log density of ``z_t``; ``z`` (dim,), ``t`` () -> ()."""
         num, dim, size = self.subspaces.shape
-        along = jnp.einsum("d,gdm->gm", z, self.subspaces)
-        energies = jax.vmap(MixtureBase.energy, in_axes=(0, 0, None))(
-            self.factors, along, t
-        )
+        each = jax.vmap(NoisedMixture.log_density, in_axes=(0, 0, None))
         # each axis of zeros has added that of N(0, 1) at 0
         filled = 0.5 * np.log(2.0 * np.pi) * (num * size - dim)
-        return jnp.sum(energies) - filled
+        return jnp.sum(each(self.factors, self._along(z), t)) + filled
 
-    def score(self, z: jax.Array, t: jax.Array) -> jax.Array:
+    def score(self, z: jax.Array, t: jax.Array | float) -> jax.Array:
         """Gradient of the log density; ``z`` (dim,), ``t`` () -> (dim,)."""
-        return -jax.grad(self.energy)(z, t)
+        each = jax.vmap(NoisedMixture.score, in_axes=(0, 0, None))
+        scores = each(self.factors, self._along(z), t)
+        return jnp.einsum("gm,gdm->d", scores, self.subspaces)
 
-    def sample(self, key: jax.Array, t: jax.Array) -> jax.Array:
-        """One draw at OU time ``t``, ``(dim,)``."""
-        keys = jr.split(key, len(self.subspaces))
-        along = jax.vmap(MixtureBase.sample, in_axes=(0, 0, None))(
-            self.factors, keys, t
-        )
-        return jnp.einsum("gdm,gm->d", self.subspaces, along)
+    def _along(self, z: jax.Array) -> jax.Array:
+        """In each subspace, ``(G, m)``."""
+        return jnp.einsum("d,gdm->gm", z, self.subspaces)
+
+    def sample(
+        self, key: jax.Array, t: jax.Array | float, sample_shape: tuple[int, ...] = ()
+    ) -> jax.Array:
+        """Independent draws at OU time ``t``, ``sample_shape + (dim,)``."""
+        draw = lambda factor, key: factor.sample(key, t, sample_shape)
+        along = jax.vmap(draw)(self.factors, jr.split(key, len(self.subspaces)))
+        return jnp.einsum("gdm,g...m->...d", self.subspaces, along)
 
     def check(self, name: str) -> None:
         """Raise a ValueError, about ``name``, unless this is such a product."""
@@ -87,21 +90,21 @@ class ProductBase(eqx.Module):
                     )
 
 
-def product_base(
-    subspaces: Sequence[np.ndarray], factors: Sequence[MixtureBase]
-) -> ProductBase:
+def noised_product(
+    subspaces: Sequence[np.ndarray], factors: Sequence[NoisedMixture]
+) -> NoisedProduct:
     """From orthonormal bases ``(dim, m_g)`` that span all, and a mixture in each."""
     size = max(basis.shape[1] for basis in subspaces)
     num = max(len(factor.log_weights) for factor in factors)
     filled = [_filled(factor, num, size) for factor in factors]
     padded = [np.pad(u, [(0, 0), (0, size - u.shape[1])]) for u in subspaces]
-    return ProductBase(
+    return NoisedProduct(
         subspaces=jnp.asarray(np.stack(padded), jnp.float32),
         factors=jax.tree.map(lambda *arrays: jnp.stack(arrays), *filled),
     )
 
 
-def _filled(factor: MixtureBase, num: int, size: int) -> MixtureBase:
+def _filled(factor: NoisedMixture, num: int, size: int) -> NoisedMixture:
     """The same mixture with ``num`` components in ``size`` dimensions."""
     own, dim = factor.centres.shape
     more, wider = num - own, size - dim
@@ -110,7 +113,7 @@ def _filled(factor: MixtureBase, num: int, size: int) -> MixtureBase:
     pad = lambda array, value: jnp.pad(
         array, [(0, more), (0, wider)], constant_values=value
     )
-    return MixtureBase(
+    return NoisedMixture(
         log_weights=jnp.pad(factor.log_weights, (0, more), constant_values=-jnp.inf),
         axes=axes.reshape(size, num * size),
         centres=pad(factor.centres, 0.0),
@@ -118,11 +121,11 @@ def _filled(factor: MixtureBase, num: int, size: int) -> MixtureBase:
     )
 
 
-def _emptied(factor: MixtureBase, size: int) -> MixtureBase:
+def _emptied(factor: NoisedMixture, size: int) -> NoisedMixture:
     """The first ``size`` dimensions of what :func:`_filled` has made."""
     num, wide = factor.centres.shape
     axes = factor.axes.reshape(wide, num, wide)[:size, :, :size]
-    return MixtureBase(
+    return NoisedMixture(
         log_weights=factor.log_weights,
         axes=axes.reshape(size, num * size),
         centres=factor.centres[:, :size],

@@ -1,16 +1,14 @@
-"""The product base against the noised product in closed form, and who gets one."""
+"""Independent subspaces, and the products of mixtures over them that a fit starts from."""
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import pytest
 from scipy.stats import special_ortho_group
 
 import numpyro_rtk as rtk
-from numpyro_rtk.mixture import GaussianMixture
-from numpyro_rtk.networks.mixture_base import mixture_base
-from numpyro_rtk.networks.product_base import ProductBase, product_base
+from numpyro_rtk.gaussian_product import NoisedProduct
+from numpyro_rtk.gaussians import GaussianMixture, noised_mixture
 from numpyro_rtk.training.base import fit_base
 from numpyro_rtk.training.fit import fit
 from numpyro_rtk.training.subspaces import independent_subspaces
@@ -37,30 +35,6 @@ def rows(num, seed):
     return np.asarray(jnp.concatenate(parts, axis=1) @ AXES.T, np.float64)
 
 
-@pytest.mark.parametrize("t", [0.0, 0.3, 2.0])
-def test_energy_and_score_are_those_of_the_noised_product(t):
-    """Factors of different sizes and numbers of components, so both fillings are seen."""
-    base = product_base(SUBSPACES, [mixture_base(*WIDE), mixture_base(*NARROW)])
-    z = jr.normal(jr.key(0), (50, 3)) * 2.0
-    t = jnp.asarray(t)
-    energy = jax.vmap(base.energy, in_axes=(0, None))(z, t)
-    score = jax.vmap(base.score, in_axes=(0, None))(z, t)
-    exact = jax.grad(lambda z: jnp.sum(log_density(z, t)))(z)
-    np.testing.assert_allclose(-energy, log_density(z, t), rtol=2e-4, atol=2e-4)
-    np.testing.assert_allclose(score, exact, rtol=2e-3, atol=2e-3)
-
-
-def test_draws_are_those_of_the_product():
-    """Against draws of the truth, 20,000 each: two moments within 5 standard errors."""
-    base = product_base(SUBSPACES, [mixture_base(*WIDE), mixture_base(*NARROW)])
-    keys = jr.split(jr.key(0), 20_000)
-    z = np.asarray(jax.vmap(base.sample, in_axes=(0, None))(keys, jnp.zeros(())))
-    outer = lambda x: x[:, :, None] * x[:, None]
-    for ours, exact in ((z, rows(20_000, 3)), (outer(z), outer(rows(20_000, 3)))):
-        error = np.sqrt((ours.var(axis=0) + exact.var(axis=0)) / 20_000)
-        assert np.all(np.abs(ours.mean(axis=0) - exact.mean(axis=0)) < 5.0 * error)
-
-
 def test_subspaces_are_found_again():
     """4,000 rows: an axis is off by about 1 / sqrt(4000) = .016 for each other one.
 
@@ -81,13 +55,13 @@ def test_fit_base_takes_the_product_and_is_right():
     """
     z, held_out, fresh = rows(4000, 1), rows(500, 2), jnp.asarray(rows(4000, 3))
     base = fit_base(z, held_out, None).as_base()
-    assert isinstance(base, ProductBase)
+    assert isinstance(base, NoisedProduct)
     exact = log_density(fresh, 0.0)
     error = lambda base: float(
-        jnp.std(-jax.vmap(base.energy, in_axes=(0, None))(fresh, 0.0) - exact)
+        jnp.std(jax.vmap(base.log_density, in_axes=(0, None))(fresh, 0.0) - exact)
     )
     assert error(base) < 0.16
-    assert error(mixture_base(np.ones(1), z.mean(0)[None], np.cov(z.T)[None])) > 0.4
+    assert error(noised_mixture(np.ones(1), z.mean(0)[None], np.cov(z.T)[None])) > 0.4
 
 
 def test_what_depends_stays_together():
@@ -104,18 +78,9 @@ def test_what_depends_stays_together():
 def test_a_file_keeps_it(tmp_path):
     samples = rows(4000, 1)
     model, _ = fit(jr.key(0), samples, num_steps=2, batch_size=16, progress_bar=False)
-    assert isinstance(model.base, ProductBase)
+    assert isinstance(model.base, NoisedProduct)
     rtk.save(tmp_path / "product.rtk", model)
     again = rtk.load(tmp_path / "product.rtk")
     x = jnp.asarray(rows(20, 5), jnp.float32)
     same = np.testing.assert_array_equal
     same(again.log_density(x, 0.1), model.log_density(x, 0.1))
-
-
-def test_one_scale_for_what_shares_a_unit():
-    near = rows(400, 4)
-    options = {"num_steps": 2, "batch_size": 16, "progress_bar": False}
-    model, _ = fit(jr.key(0), near, **options)
-    assert np.ptp(np.asarray(model.scale)) == 0.0
-    model, _ = fit(jr.key(0), near * [1.0, 1.0, 5.0], **options)
-    assert np.ptp(np.asarray(model.scale)) > 1.0

@@ -1,11 +1,14 @@
-"""The exact noised mixture against NumPy, quadrature and its own gradient."""
+"""The exact noised mixture against NumPy, quadrature and its own gradient; its checks."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
-from numpyro_rtk.mixture import GaussianMixture
+from numpyro_rtk.gaussians import GaussianMixture, noised_gaussian, noised_mixture
 from tests.oracles import SKEWED, Mixture, assert_mean
 
 ONE_D = Mixture([0.7, 0.3], [[-2.0], [1.5]], [[[0.2]], [[0.6]]])
@@ -154,3 +157,95 @@ def test_in_double_precision_it_is_resolved(x64):
     np.testing.assert_allclose(
         far.log_density(jnp.array([1e6]), 0.0), 3.68623, rtol=1e-4
     )
+
+
+def test_it_gives_back_what_it_was_made_of():
+    model = SHIFTED.jax(standardise=True)
+    for name in ("weights", "means", "covariances"):
+        np.testing.assert_allclose(
+            getattr(model, name), getattr(SHIFTED, name), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_far_off_it_keeps_its_digits():
+    """Components of sd 1 at 3,000, which float32 numbers resolve to 2.4e-4.
+
+    Turned to a component's axes before the mean is subtracted, as the control does, a
+    point is off by as much along each of 20 axes.
+    """
+    rng = np.random.default_rng(0)
+    turned = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    covariance = turned * np.linspace(0.8, 1.2, 20) @ turned.T
+    shift = rng.integers(-4, 4, size=20) / 4.0  # numbers of float32, and so their mean
+    far = Mixture([0.5, 0.5], [3000.0 + shift, 3000.0 - shift], [covariance] * 2)
+    x = jnp.asarray(far.draws(1, 100), jnp.float32)
+    exact = far.log_density(np.asarray(x, float))
+    error = lambda log_density: np.abs(np.asarray(log_density) - exact).max()
+    assert error(far.jax().log_density(x, 0.0)) < 1e-4
+    turned_first = noised_mixture(far.weights, far.means, far.covariances)
+    assert error(jax.vmap(turned_first.log_density, (0, None))(x, 0.0)) > 1e-3
+
+
+# -- as a base: on the standardised scale, one point and one time a call
+
+
+@pytest.mark.parametrize("mixture", [ONE_D, SKEWED], ids=["1d", "2d"])
+@pytest.mark.parametrize("t", [0.0, 0.3, 2.0])
+def test_a_base_is_the_noised_mixture(mixture, t):
+    base = noised_mixture(mixture.weights, mixture.means, mixture.covariances)
+    z, t = jnp.asarray(points(mixture), jnp.float32), jnp.asarray(t)
+    log_density = jax.vmap(base.log_density, in_axes=(0, None))(z, t)
+    expected = mixture.noised(float(t)).log_density(np.asarray(z, float))
+    np.testing.assert_allclose(log_density, expected, rtol=1e-4, atol=1e-4)
+    score = jax.vmap(base.score, in_axes=(0, None))(z, t)
+    gradient = jax.vmap(jax.grad(base.log_density), in_axes=(0, None))(z, t)
+    np.testing.assert_allclose(score, gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_draws_of_a_base_have_the_moments():
+    """20,000 draws, one at a time and all at once: two moments within 5 errors."""
+    t, num = jnp.asarray(0.4), 20_000
+    base = noised_mixture(SKEWED.weights, SKEWED.means, SKEWED.covariances)
+    mean, covariance = SKEWED.noised(0.4).moments()
+    singly = jax.vmap(base.sample, in_axes=(0, None))(jr.split(jr.key(0), num), t)
+    for z in (singly, base.sample(jr.key(1), t, (num,))):
+        assert_mean(z, mean)
+        centred = np.asarray(z) - mean
+        assert_mean(centred[:, :, None] * centred[:, None, :], covariance)
+
+
+def test_one_gaussian_is_a_mixture_of_one():
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    variances = np.array([0.2, 0.7, 1.5])
+    base, law = (
+        noised_gaussian(axes, variances),
+        Mixture([1.0], np.zeros((1, 3)), [axes * variances @ axes.T]).noised(0.3),
+    )
+    base.check("base")
+    z = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
+    t = jnp.asarray(0.3)
+    log_density, score = jax.vmap(base.log_density_and_score, (0, None))(z, t)
+    np.testing.assert_allclose(log_density, law.log_density(z), rtol=1e-5)
+    expected = -z @ np.linalg.inv(law.covariances[0])
+    np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-5)
+    draws = base.sample(jr.key(0), t, (50_000,))
+    assert_mean(draws, 0.0)
+    assert_mean(np.asarray(draws)[:, :, None] * draws[:, None], law.covariances[0])
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("log_weights", lambda a: a - 0.1, "`base.log_weights` must be logs.*sum 1"),
+        ("log_weights", lambda a: a * jnp.nan, "`base.log_weights` must be logs"),
+        ("axes", lambda a: 1.1 * a, "`base.axes` must be orthogonal"),
+        ("centres", lambda a: a * jnp.inf, "`base.centres` must be finite"),
+        ("variances", lambda a: -a, "`base.variances` must be positive"),
+    ],
+)
+def test_what_is_no_mixture_is_said(part, change, message):
+    base = noised_mixture(SKEWED.weights, SKEWED.means, SKEWED.covariances)
+    base.check("base")
+    broken = dataclasses.replace(base, **{part: change(getattr(base, part))})
+    with pytest.raises(ValueError, match=message):
+        broken.check("base")
