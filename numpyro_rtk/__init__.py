@@ -21,6 +21,7 @@ from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
 from numpyro_rtk.prior import LearnedPrior
 from numpyro_rtk.report import diagnose, log_evidence
+from numpyro_rtk.training.options import Training
 
 __version__ = _version("numpyro-rtk")
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ScoreMLP",
     "ScoreModel",
     "ScoreUNet",
+    "Training",
     "check_modes",
     "check_prior",
     "diagnose",

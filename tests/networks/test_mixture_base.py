@@ -16,6 +16,7 @@ from numpyro_rtk.training import mixture
 from numpyro_rtk.training.base import fit_base
 from numpyro_rtk.training.fit import fit
 from numpyro_rtk.training.mixture import Form, best_mixture, by_em
+from numpyro_rtk.training.options import Training
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 MEANS = np.array([[-2.0, 0.5], [0.3, -1.0], [1.5, 1.5]])
@@ -220,22 +221,24 @@ OPTIONS = {"num_steps": 2, "batch_size": 16, "progress_bar": False}
 
 def test_fit_starts_from_a_mixture_and_may_be_told_not_to():
     samples = rows(400, 4)
-    model, _ = fit(jr.key(0), samples, num_components=3, **OPTIONS)
+    model, _ = fit(jr.key(0), samples, training=Training(num_components=3), **OPTIONS)
     assert isinstance(model.base, MixtureBase)
-    model, _ = fit(jr.key(0), samples, num_components=1, **OPTIONS)
+    model, _ = fit(jr.key(0), samples, training=Training(num_components=1), **OPTIONS)
     assert isinstance(model.base, GaussianBase)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_components": 0}, "`num_components` must be at least 1"),
-        ({"num_components": 200}, "`num_components` must be at most 60"),
+        (
+            {"training": Training(num_components=200)},
+            "`num_components` must be at most 60",
+        ),
         ({"condition": np.arange(400.0)}, "`num_components` must be None or 1 where"),
     ],
 )
 def test_refusals(options, message):
-    options = {"num_components": 2} | options
+    options = {"training": Training(num_components=2)} | options
     with pytest.raises(ValueError, match=message):
         fit(jr.key(0), rows(400, 4), **options, **OPTIONS)
 
@@ -243,5 +246,6 @@ def test_refusals(options, message):
 def test_an_exchangeable_network_keeps_its_gaussian():
     network = EnergySet((4, 2), key=jr.key(0))
     samples = np.random.default_rng(0).normal(size=(100, 4, 2))
+    options = {"training": Training(num_components=2), **OPTIONS}
     with pytest.raises(ValueError, match="None or 1 for an exchangeable network"):
-        fit(jr.key(0), samples, network=network, num_components=2, **OPTIONS)
+        fit(jr.key(0), samples, network=network, **options)
