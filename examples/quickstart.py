@@ -168,7 +168,7 @@ def main(args):
         jr.key(0),
         codes.astype(np.float32),
         num_steps=args.train_steps,
-        standardise="global",
+        training=rtk.Training(standardise="global"),
         progress_bar=False,
     )
     losses = history["validation_loss"]

@@ -25,6 +25,7 @@ from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
 from numpyro_rtk.prior import LearnedPrior
+from numpyro_rtk.training.options import Training
 
 __version__ = _version("numpyro-rtk")
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "ScoreMLP",
     "ScoreModel",
     "ScoreUNet",
+    "Training",
     "check_modes",
     "check_prior",
     "diagnose",

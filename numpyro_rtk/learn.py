@@ -12,6 +12,7 @@ from numpyro import handlers
 from numpyro.infer import MCMC
 
 from numpyro_rtk.bounds import seeming_bounds, suggested
+from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.sites import (
     columns_of,
     constraint_of,
@@ -19,8 +20,9 @@ from numpyro_rtk.sites import (
     labels_of_sites,
     unconstrain_rows,
 )
-from numpyro_rtk.training.fit import NOISE_RANGE, fit as fit_rows
-from numpyro_rtk.training.rows import is_stream
+from numpyro_rtk.training.data import check_is_array
+from numpyro_rtk.training.fit import FitResult, fit as fit_rows
+from numpyro_rtk.training.options import Training
 
 __all__ = ["fit"]
 
@@ -32,21 +34,15 @@ def fit(
     sites: Sequence[str] | None = None,
     support: Any = None,
     condition: Any = None,
-    network: Any = None,
+    network: AbstractEnergyNetwork | AbstractScoreNetwork | None = None,
     num_steps: int = 4000,
     batch_size: int = 512,
-    learning_rate: float = 5e-3,
+    learning_rate: float | None = None,
     validation_fraction: float = 0.1,
-    patience: int | None = 8,
-    ema_decay: float = 0.998,
-    standardise: str | None = None,
-    noise_range: tuple[float, float] = NOISE_RANGE,
-    num_components: int | None = None,
     checkpoint: str | os.PathLike | None = None,
-    on_host: bool | None = None,
-    devices: Sequence[Any] | jax.sharding.Mesh | None = None,
     progress_bar: bool = True,
-) -> tuple[Any, dict[str, np.ndarray]]:
+    training: Training | None = None,
+) -> FitResult:
     """Learn a density, at every noise level, from samples.
 
     Args:
@@ -55,10 +51,8 @@ def fit(
             a DataFrame (its columns are the sites), one joint density; or yesterday's
             posterior: a finished ``numpyro.infer.MCMC`` (its latent sites and those of
             ``learned_sites``, with their supports), InferenceData or a DataTree (all
-            variables of the group ``posterior``). For more than fits the memory: a
-            ``np.memmap``; or a stream, an object that ``iter()`` starts anew or a
-            function without arguments that returns an iterator, over arrays
-            ``(m, *event_shape)`` of any ``m`` (see below).
+            variables of the group ``posterior``). A ``np.memmap`` may be larger than the
+            memory: it is read in pieces, and each step takes rows from all over it.
         sites: names to take, of a dict or a run; None takes all. For an ``MCMC`` a
             deterministic site may be named as well; its support must then be given,
             unless ``learned_sites`` recorded it.
@@ -75,61 +69,37 @@ def fit(
             default size; :class:`EnergyUNet` is for images. Its event shape is that of
             the unconstrained values: of several sites one vector; its condition shape
             that of ``condition``.
-        num_steps: optimiser steps, at most.
+        num_steps: gradient steps, at most.
         batch_size: noisy points a step.
         learning_rate: the largest; it rises over the first 5 % of the steps and falls
-            to 0 along a cosine.
+            to 0 along a cosine. None: .005, or what ``Training(optimizer=...)`` has.
         validation_fraction: of the rows, held out to choose the weights. Draws of an
             ``MCMC`` run are correlated, so that rows close by are no fresh sample.
-        patience: stop after this many evaluations (one every 250 steps) in a row
-            without a better validation loss; None: never stop early.
-        ema_decay: of the average of the weights, which is what is returned.
-        standardise: ``"coordinate"``, one scale for each coordinate; ``"global"``, one
-            for all, which keeps angles. None: global where all standard deviations are
-            within a factor of 2, as of coordinates that share a unit, else by
-            coordinate.
-        noise_range: smallest and largest noise-to-signal ratio, on the standardised
-            scale. Structure finer than the smallest is blurred.
-        num_components: of the Gaussian mixture (by EM, full covariances; of pairs about
-            one mean where rows lie far out) that the energy or the score starts from,
-            and whose rest the network learns. None: as many, at most 16 (64 along curves,
-            in up to three dimensions), as the held-out rows ask for; and where these
-            fall into independent subspaces (independent component analysis), a product
-            of such mixtures, if its held-out log density is higher. 1: the Gaussian of
-            all rows, which is also what conditional and exchangeable models and more
-            than 128 dimensions have.
         checkpoint: a file to write at every evaluation. Where it is there already, by
             an interrupted call with the same arguments, training goes on from it, to
-            the same result as without the interruption (bit for bit on the CPU).
-        on_host: whether an array stays in the host's memory, or on its disk, from where
-            the minibatches of some dozens of steps at a time are sent to the device. None:
-            a ``np.memmap`` does, and an array of more than 2 GiB in float32. The rows
-            drawn are the same; so is the result, bit for bit on the CPU, except that
-            moments of more than 8 million numbers are summed in another order.
-        devices: JAX devices, or a mesh of one axis, that share each batch equally; their
-            number must divide ``batch_size``. The loss and the weights are those of one
-            device up to rounding. None: one device.
+            the same result as without the interruption (bit for bit on the CPU). An
+            ``optimizer`` is told from another by its first state and by the program of
+            its step, constants included; what Python would compute meanwhile (a
+            callback) is not seen.
         progress_bar: shown unless the environment variable CI is set.
-
-    A stream is read in order and started anew where it ends; each step takes the next
-    ``batch_size`` rows, so the stream itself must *shuffle* them. Its first 32,768 rows
-    (all, if they are fewer) give the standardisation, the Gaussian base and the rows held
-    out, which are left out of each pass by their place. ``validation_fraction`` is of
-    these. A fit with a checkpoint reads the stream up to where it was; it ends as an
-    unbroken one if the stream yields the same again.
+        training: all that is seldom changed, a :class:`Training`: patience, averaging,
+            standardisation, range of noise, the base's components, the optimiser, and
+            where the arrays lie. None: its defaults.
 
     Returns:
-        The model with the best validation loss, an :class:`EnergyModel` or a
-        :class:`ScoreModel`, and the history: arrays ``step``, ``loss``,
-        ``validation_loss`` and ``wall_time`` (seconds), one entry for each evaluation,
-        and the scalars ``best_step`` and ``stopped_early``. Where training has not lowered
-        the held-out loss by two standard errors, the model is its base alone: the network
-        is untrained and not evaluated (``uses_network`` is False), ``best_step`` is 0, and
-        a base that is richer than one Gaussian is fitted once more, to all rows.
+        A :class:`FitResult`, that unpacks as ``model, history``: the
+        :class:`EnergyModel` or :class:`ScoreModel` with the best held-out loss, and
+        arrays ``step``, ``loss``, ``validation_loss`` and ``wall_time`` (seconds), one
+        entry for each evaluation, with the scalars ``best_step`` and ``stopped_early``.
+        Where training has not lowered the held-out loss by two standard errors, the
+        model is its base alone (``uses_network`` is False, ``best_step`` 0), and a base
+        that is richer than one Gaussian is fitted once more, to all rows.
 
     Raises:
-        TypeError: for arguments of the wrong kind, discrete samples among them.
-        ValueError: for arguments out of range, for samples that have no density (values
+        TypeError: for arguments of the wrong kind, discrete samples and iterators among
+            them.
+        ValueError: for arguments out of range, a ``learning_rate`` beside an
+            ``optimizer``, for samples that have no density (values
             that many rows share, columns that are linear functions of others; for a score
             network this is a warning), lie outside their support, or so far out that
             floating point numbers do not resolve their spread, for names that are not
@@ -139,12 +109,8 @@ def fit(
             as after an interruption from the keyboard.
     """
     values, supports = _collect(samples, sites, support)
-    if is_stream(values):
-        rows, specs, labels = values, None, None
-    else:
-        rows, specs = unconstrain_rows(values, supports)
-        labels = None if specs is None else labels_of_sites(specs)
-    model_, history = fit_rows(
+    rows, specs = unconstrain_rows(values, supports)
+    learned, history = fit_rows(
         key,
         rows,
         condition=condition,
@@ -153,20 +119,14 @@ def fit(
         batch_size=batch_size,
         learning_rate=learning_rate,
         validation_fraction=validation_fraction,
-        patience=patience,
-        ema_decay=ema_decay,
-        standardise=standardise,
-        noise_range=noise_range,
-        num_components=num_components,
         checkpoint=checkpoint,
-        on_host=on_host,
-        devices=devices,
         progress_bar=progress_bar,
-        labels=labels,
+        training=training,
+        labels=None if specs is None else labels_of_sites(specs),
     )
     if specs is not None:
-        model_ = dataclasses.replace(model_, sites=specs)
-    return model_, history
+        learned = dataclasses.replace(learned, sites=specs)
+    return FitResult(learned, history)
 
 
 def _collect(samples: Any, sites: Any, support: Any) -> tuple[Any, dict]:
@@ -186,22 +146,13 @@ def _collect(samples: Any, sites: Any, support: Any) -> tuple[Any, dict]:
                 "`sites` must be None for one array, which has no names; got "
                 f"{sites!r}."
             )
-        if support is not None and is_stream(samples):
-            raise ValueError(
-                "`support` must be None for an iterator; got "
-                f"{support!r}. Yield unconstrained values, `biject_to(support).inv(x)`."
-            )
+        check_is_array(samples)
         if support is not None:
             return samples, {None: support}
-        if not is_stream(samples):
-            _check_array_bounds(samples)
+        _check_array_bounds(samples)
         return samples, {}
-    streams = [name for name, value in values.items() if is_stream(value)]
-    if streams:
-        raise TypeError(
-            f"`samples` must hold arrays where it is a dict; got iterators for {streams}. "
-            "Pass one iterator, over arrays of all unconstrained values of a row."
-        )
+    for value in values.values():
+        check_is_array(value)
     if not values:
         raise ValueError("`samples` must hold at least one site; got none.")
     if support is not None and not isinstance(support, Mapping):

@@ -204,9 +204,10 @@ def test_a_finished_run_becomes_a_prior_on_its_latent_sites(yesterday, tmp_path)
 
 def test_a_posterior_is_handed_on_day_after_day_by_the_same_two_lines():
     """What ``learned_sites`` recorded keeps its supports, in two scopes too."""
-    learn = lambda samples, **options: rtk.fit(
-        jr.key(1), samples, num_components=1, **options, **QUICK
-    )[0]
+    one_gaussian = rtk.Training(num_components=1)
+    learn = lambda samples, **options: (
+        rtk.fit(jr.key(1), samples, training=one_gaussian, **options, **QUICK).model
+    )
     prior = rtk.LearnedPrior(learn(rows(), support=SUPPORTS))
 
     def model():

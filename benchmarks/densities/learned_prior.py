@@ -145,11 +145,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.dims, args.blocks, args.num_samples, args.num_steps = [2], [], 2000, 250
-    options = {
-        name: getattr(args, name)
-        for name in ("num_steps", "num_components")
-        if getattr(args, name)
-    }
+    options = {"num_steps": args.num_steps} if args.num_steps else {}
+    options["training"] = rtk.Training(num_components=args.num_components)
     if "mixture" in args.only:
         table = Table("learned_mixture", MIXTURE_COLUMNS, more=("scikit-learn",))
         for seed in args.seeds:

@@ -120,7 +120,8 @@ def learned(target: Target, quick: bool) -> dict[str, Any]:
     options["progress_bar"] = False
     network = rtk.ScoreMLP(samples.shape[1:], key=jr.key(8))
     energy, _ = rtk.fit(jr.key(9), samples, **options)
-    score, _ = rtk.fit(jr.key(9), samples, network=network, num_components=1, **options)
+    options["training"] = rtk.Training(num_components=1)
+    score, _ = rtk.fit(jr.key(9), samples, network=network, **options)
     return {"our energy": energy, "our score network": score}
 
 

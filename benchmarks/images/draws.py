@@ -221,8 +221,8 @@ def learned(images: Images, size: Size, name: str, reuse: bool) -> dict[str, Any
             network=network,
             num_steps=num_steps,
             batch_size=batch_size,
-            standardise="global",
-            num_components=1,  # a mixture by EM on so many rows takes longer than the rest
+            # a mixture by EM on so many rows takes longer than the rest
+            training=rtk.Training(standardise="global", num_components=1),
             progress_bar=False,
         )
         rtk.save(path, models[kind])

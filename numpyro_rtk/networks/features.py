@@ -6,7 +6,7 @@ import numpy as np
 
 __all__ = ["NUM_NOISE_FEATURES", "noise_features"]
 
-_CENTRE, _HALF_WIDTH = -0.5, 4.0  # log r from 0.011 to 33: the usual range and a margin
+_MIDDLE, _HALF_WIDTH = -0.5, 4.0  # log r from 0.011 to 33: the usual range and a margin
 _NUM_WAVES = 5
 NUM_NOISE_FEATURES = 1 + _NUM_WAVES
 
@@ -24,6 +24,6 @@ def noise_features(log_r: jax.Array) -> jax.Array:
     Returns:
         Features of shape ``(NUM_NOISE_FEATURES,)``.
     """
-    u = (log_r - _CENTRE) / _HALF_WIDTH
+    u = (log_r - _MIDDLE) / _HALF_WIDTH
     waves = np.arange(1, _NUM_WAVES + 1, dtype=np.float32) * np.float32(0.5 * np.pi)
     return jnp.concatenate([jnp.reshape(u, (1,)), jnp.cos(waves * (u + 1.0))])

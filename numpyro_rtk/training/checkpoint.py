@@ -2,8 +2,11 @@
 
 import json
 import os
+import zlib
 from typing import Any, NamedTuple
 
+import jax
+import jax.random as jr
 import numpy as np
 
 from numpyro_rtk._checks import check_finite_values
@@ -17,9 +20,13 @@ from numpyro_rtk._file import (
     to_arrays,
     write,
 )
+from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.training.loop import TrainState, check_state
+from numpyro_rtk.training.optimizer import optimizer_fingerprint
+from numpyro_rtk.training.options import Options
+from numpyro_rtk.training.rows import AbstractRows
 
-__all__ = ["Progress", "load_progress", "save_progress"]
+__all__ = ["Progress", "fingerprint", "load_progress", "save_progress"]
 
 _KIND = Kind(
     name="training checkpoint",
@@ -66,6 +73,18 @@ class Progress(NamedTuple):
         """Steps taken."""
         return self.record["step"][-1] if self.record["step"] else 0
 
+    def is_over(self, patience: int | None) -> bool:
+        """Whether so many evaluations have brought nothing better; None: never."""
+        return patience is not None and self.since_best >= patience
+
+    def history(self, patience: int | None) -> dict[str, np.ndarray]:
+        """The record as ``fit`` returns it."""
+        return {
+            **{name: np.asarray(values) for name, values in self.record.items()},
+            "best_step": np.asarray(self.best_step),
+            "stopped_early": np.asarray(self.is_over(patience)),
+        }
+
     def advanced(self, state: TrainState, **entry: float) -> "Progress":
         """After one more evaluation with these entries of the record."""
         record = {name: [*values, entry[name]] for name, values in self.record.items()}
@@ -78,6 +97,50 @@ class Progress(NamedTuple):
                 since_best=0,
             )
         return progress._replace(since_best=self.since_best + 1)
+
+
+def fingerprint(
+    key: jax.Array,
+    rows: AbstractRows,
+    model: EnergyModel | ScoreModel,
+    weights: Any,
+    options: Options,
+) -> dict[str, Any]:
+    """What two calls must share for one to go on where the other stopped, as JSON.
+
+    Args:
+        key: random key of the fit.
+        rows: to learn from.
+        model: before the first step.
+        weights: of its network.
+        options: of the fit; those that change no number, as ``devices``, take no part,
+            and ``patience`` may be another.
+    """
+    training, condition = options.training, rows.condition
+    optimizer = training.optimizer
+    first = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(weights)]
+    return {
+        "key": np.asarray(jr.key_data(key)).tolist(),
+        "samples": rows.identity(),
+        "condition": None
+        if condition is None
+        else [
+            list(condition.shape),
+            zlib.crc32(np.ascontiguousarray(condition).tobytes()),
+        ],
+        "network": [type(model.network).__name__, zlib.crc32(b"".join(first))],
+        "noise_range": list(model.noise_range),
+        "num_steps": options.num_steps,
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "validation_fraction": options.validation_fraction,
+        "ema_decay": training.ema_decay,
+        "standardise": training.standardise,
+        "num_components": training.num_components,
+        "optimizer": None
+        if optimizer is None
+        else optimizer_fingerprint(optimizer, weights),
+    }
 
 
 def save_progress(

@@ -1,5 +1,7 @@
 """Checks of the training data, each with its remedy."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -8,18 +10,20 @@ import numpy as np
 from numpyro_rtk.networks.condition import as_condition
 
 __all__ = [
-    "MIN_SAMPLES",
     "check_condition",
     "check_finite",
     "check_floating",
     "check_form",
+    "check_is_array",
     "check_key",
     "check_samples",
     "check_variation",
     "split_rows",
 ]
 
-MIN_SAMPLES = 10
+_MIN_SAMPLES = 10
+_LEAST_CONDITION_SPREAD = 1e-6  # of an entry's largest value
+_LEAST_SPREAD = 8.0  # roundings of a coordinate's largest value
 
 
 def check_key(key: object) -> jax.Array:
@@ -64,6 +68,7 @@ def check_form(samples: object) -> np.ndarray:
             "`samples` must be one array of shape (n, *event_shape); got a dict of "
             f"{sorted(map(str, samples))}. Flatten and concatenate its arrays."
         )
+    check_is_array(samples)
     array = np.asarray(samples)
     check_floating(array)
     if array.ndim == 0:
@@ -71,15 +76,32 @@ def check_form(samples: object) -> np.ndarray:
             "`samples` must have shape (n, *event_shape), one row for each sample; got "
             "a scalar."
         )
-    if array.shape[0] < MIN_SAMPLES:
+    if array.shape[0] < _MIN_SAMPLES:
         raise ValueError(
-            f"`samples` must have at least {MIN_SAMPLES} rows; got shape {array.shape}."
+            f"`samples` must have at least {_MIN_SAMPLES} rows; got shape {array.shape}."
         )
     if array.size == 0:
         raise ValueError(
             f"`samples` must have at least one coordinate; got shape {array.shape}."
         )
     return array
+
+
+def check_is_array(samples: object) -> None:
+    """Raise for what yields rows one after the other, or a function that makes it."""
+    if hasattr(samples, "__array__") or hasattr(samples, "__array_interface__"):
+        return
+    if isinstance(samples, type | str | bytes | list | tuple | Mapping):
+        return  # an array, several, or something that is refused as what it is
+    if callable(samples) or hasattr(samples, "__iter__"):
+        raise TypeError(
+            "`samples` must be an array, or a dict or DataFrame of them; got an iterator "
+            f"or a function, of type {type(samples).__name__}. Rows that do not fit the "
+            "memory go to a file first, an `np.memmap`, which `fit` reads in pieces:\n"
+            "    rows = np.lib.format.open_memmap('rows.npy', 'w+', 'f4', (n, dim))\n"
+            "    for i, chunk in enumerate(chunks): rows[i * m : (i + 1) * m] = chunk\n"
+            "    fit(key, np.load('rows.npy', mmap_mode='r'))"
+        )
 
 
 def check_floating(array: np.ndarray, name: str = "`samples`") -> None:
@@ -118,7 +140,7 @@ def check_condition(condition: object, num_rows: int) -> np.ndarray:
             f"`condition` must have one row for each of the {num_rows} rows of "
             f"`samples`; got shape {rows.shape}."
         )
-    constant = rows.std(axis=0) <= 1e-6 * np.abs(rows).max(axis=0)
+    constant = rows.std(axis=0) <= _LEAST_CONDITION_SPREAD * np.abs(rows).max(axis=0)
     if np.any(constant):
         raise ValueError(
             "`condition` must vary in every entry, else nothing can be learned of it; "
@@ -162,7 +184,7 @@ def check_variation(
         name: what the samples are called.
     """
     dtype = jnp.result_type(float)
-    constant = spread <= 8.0 * float(jnp.finfo(dtype).eps) * size
+    constant = spread <= _LEAST_SPREAD * float(jnp.finfo(dtype).eps) * size
     if np.any(constant):
         where = [tuple(int(i) for i in index) for index in np.argwhere(constant)]
         shown = ", ".join(str(index) for index in where[:8])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["Placement", "check_devices"]
+__all__ = ["Placement", "as_devices", "place_on"]
 
 _AXIS = "batch"
 
@@ -59,16 +59,16 @@ class Placement(NamedTuple):
         return NamedSharding(self.mesh, PartitionSpec(*names))
 
 
-def check_devices(devices: Any, batch_size: int) -> Placement:
-    """The placement over a sequence of devices, a mesh of one axis, or None.
+def as_devices(devices: Any) -> tuple[Any, ...] | None:
+    """Those of a sequence, or of a mesh of one axis; None for None.
 
     Raises:
         TypeError: for anything else.
-        ValueError: for no devices, one that is given twice or belongs to another
-            process, and a batch that they cannot share equally.
+        ValueError: for no devices, and one that is given twice or belongs to another
+            process.
     """
     if devices is None:
-        return Placement(None)
+        return None
     if isinstance(devices, Mesh):
         if devices.devices.ndim != 1:
             raise ValueError(
@@ -94,6 +94,17 @@ def check_devices(devices: Any, batch_size: int) -> Placement:
             "`devices` must belong to this process; got some of another. Pass "
             "`jax.local_devices()`."
         )
+    return tuple(devices)
+
+
+def place_on(devices: Any, batch_size: int) -> Placement:
+    """The placement over these devices; None: the default one.
+
+    Raises:
+        ValueError: for a batch that they cannot share equally.
+    """
+    if devices is None:
+        return Placement(None)
     rest = batch_size % len(devices)
     if rest:
         larger = batch_size - rest + len(devices)

@@ -17,12 +17,18 @@ import optax
 from jax.sharding import NamedSharding
 
 from numpyro_rtk._checks import check_finite_values
+from numpyro_rtk.training.optimizer import (
+    DEFAULT_OPTIMIZER,
+    Settings,
+    check_opt_state,
+    scheduled_rate,
+    updated,
+)
 
 __all__ = [
     "LossFn",
     "Minibatches",
     "Resident",
-    "Settings",
     "TrainState",
     "check_state",
     "draw_noise_levels",
@@ -35,21 +41,7 @@ __all__ = [
 
 LossFn = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
 
-_OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
-_WARMUP = 0.05  # of the steps
 _KNEE, _BELOW_KNEE = 2.0, 0.85
-
-
-class Settings(NamedTuple):
-    """Numbers of the optimisation, as scalar arrays.
-
-    ``learning_rate``: the largest. ``num_steps``: the length of its schedule.
-    ``ema_decay``: of the average of the weights.
-    """
-
-    learning_rate: jax.Array
-    num_steps: jax.Array
-    ema_decay: jax.Array
 
 
 class TrainState(NamedTuple):
@@ -100,25 +92,24 @@ class Minibatches(NamedTuple):
         return jax.tree.map(lambda values: flat(values)[chosen], self.values)
 
 
-def init(model: Any) -> TrainState:
+def init(
+    model: Any, optimizer: optax.GradientTransformation = DEFAULT_OPTIMIZER
+) -> TrainState:
     """The state before the first step, from the model's network."""
     weights = eqx.filter(model.network, eqx.is_inexact_array)
     step = jnp.zeros((), jnp.int32)
-    return TrainState(weights, weights, _OPTIMISER.init(weights), step)
+    return TrainState(weights, weights, optimizer.init(weights), step)
 
 
 def check_state(state: TrainState, step: int) -> None:
     """Raise a ValueError unless a state, read from a file, is one after ``step`` steps."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        check_finite_values(f"state{jax.tree_util.keystr(path)}", leaf)
-    adam: Any = state.opt_state[1]  # type: ignore[index]
-    counts = int(state.step), int(adam.count)
-    if counts != (step, step):
-        raise ValueError(f"`state` must be that of step {step}; got {counts}.")
-    if any(bool(jnp.any(leaf < 0)) for leaf in jax.tree.leaves(adam.nu)):
-        raise ValueError(
-            "`state` must have squares of gradients that are not negative."
-        )
+    for name in ("weights", "average"):
+        leaves = jax.tree_util.tree_leaves_with_path(getattr(state, name))
+        for path, leaf in leaves:
+            check_finite_values(f"state.{name}{jax.tree_util.keystr(path)}", leaf)
+    if int(state.step) != step:
+        raise ValueError(f"`state` must be that of step {step}; got {int(state.step)}.")
+    check_opt_state(state.opt_state, state.weights, step)
 
 
 def with_weights(model: Any, weights: Any) -> Any:
@@ -179,6 +170,7 @@ def draw_rows(
 @eqx.filter_jit
 def run_steps(
     loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
     model: Any,
     state: TrainState,
     settings: Settings,
@@ -192,12 +184,12 @@ def run_steps(
     """Take ``num_steps`` steps.
 
     The random numbers of a step depend on ``key`` and the step's number alone. The
-    learning rate rises linearly over the first 5 % of the schedule and falls to 0 along
-    a cosine; gradients are clipped to norm 1. The average of the weights warms up: its
-    decay at step ``i`` is at most ``(1 + i) / (10 + i)``.
+    average of the weights warms up: its decay at step ``i`` is at most
+    ``(1 + i) / (10 + i)``. Compiled once for each loss and optimiser, as objects.
 
     Args:
         loss_fn: ``(model, z0, e, log_r) -> loss`` of one point.
+        optimizer: whose state is in ``state``.
         model: whose network's arrays the state replaces.
         state: where to start.
         settings: of the optimisation.
@@ -225,9 +217,10 @@ def run_steps(
             _losses(loss_fn, model, weights, z0, e, log_r)
         )
         loss, grads = jax.value_and_grad(mean_loss)(state.weights)
-        directions, opt_state = _OPTIMISER.update(grads, state.opt_state)
-        rate = _learning_rate(settings, state.step)
-        weights = jax.tree.map(lambda w, d: w - rate * d, state.weights, directions)
+        rate = scheduled_rate(settings, state.step)
+        weights, opt_state = updated(
+            optimizer, state.weights, state.opt_state, grads, loss=loss, rate=rate
+        )
         decay = jnp.minimum(
             settings.ema_decay, (1.0 + state.step) / (10.0 + state.step)
         )
@@ -260,10 +253,3 @@ def _losses(loss_fn, model, weights, z0, e, log_r):
         return loss_fn(model, z0, e, log_r)
 
     return jax.vmap(loss)(z0, e, log_r)
-
-
-def _learning_rate(settings: Settings, step: jax.Array) -> jax.Array:
-    progress = step / settings.num_steps
-    rise = jnp.minimum((step + 1) / (_WARMUP * settings.num_steps), 1.0)
-    fall = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0)))
-    return settings.learning_rate * rise * fall

@@ -15,10 +15,7 @@ __all__ = ["Doubt", "find_doubts", "labels_of", "stretches"]
 
 _BLURRED = 3.0  # times the smallest noise: a grid's step that it no longer hides
 _LEAST_COUNT = 4  # rows of one value; fewer are chance on a fine grid
-_LARGE, _SMALL = (
-    0.05,
-    0.01,
-)  # share of the rows in one isolated value: an atom, or perhaps
+_LARGE, _SMALL = 0.05, 0.01  # share of the rows in one isolated value: an atom, perhaps
 # On a grid a normal law has .4 steps a standard deviation in its commonest value: .15
 # stands for 2.7 steps. A fit draws a smooth line through finer ones (2-d, step .25 sd,
 # 5,000 rows: within .01 nats of the law that was rounded).
@@ -30,7 +27,17 @@ _SINGULAR = 1e-6  # smallest eigenvalue of a correlation
 _LARGEST_THIN = 64  # dimensions in which directions below the noise are worth a word
 _LARGEST_DIM = 1024  # of eigenvalues that take less time than the fit
 _MOST_ROWS, _LEAST_ROWS, _MOST_NUMBERS = 20_000, 2_000, 1 << 23
+_NUM_STRETCHES = 32  # of neighbours among them, since copies may stand together
 _SHOWN = 4
+_FREQUENT = 10.0  # times the mean count of a row: one row stands out
+_COPIED = 0.5  # of the rows: with fewer distinct ones, most are copies
+_NUM_LOOKED_AT = 16  # columns; one without repeats says that no row repeats
+_NUM_SE = 2.0  # standard errors of a count, below which it is chance
+_MOSTLY = 0.5  # of the rows in isolated values: a discrete coordinate
+_TOGETHER = 0.5  # of the runs that shuffled copies would form: a chain's refusals
+_OFF_GRID, _ON_GRID = 0.01, 0.9  # of a step, and the share of gaps within that
+_TAKES_PART = 0.05  # of a coordinate in a direction without variance
+_THIN = 0.5  # of the smallest noise: a direction that it hides
 
 _NOISE = "uniform noise as wide as one step"
 _ATOM_REMEDIES = {
@@ -101,8 +108,8 @@ def stretches(num_rows: int, dim: int) -> np.ndarray:
     num = int(np.clip(_MOST_NUMBERS // dim, _LEAST_ROWS, _MOST_ROWS))
     if num_rows <= num:
         return np.arange(num_rows)
-    length = num // 32
-    first = np.linspace(0, num_rows - length, 32).astype(int)
+    length = num // _NUM_STRETCHES
+    first = np.linspace(0, num_rows - length, _NUM_STRETCHES).astype(int)
     return np.unique(first[:, None] + np.arange(length))
 
 
@@ -126,17 +133,17 @@ def find_doubts(rows: np.ndarray, noise: np.ndarray, labels: list[str]) -> list[
 def _copied_rows(rows: np.ndarray) -> tuple[list[Doubt], bool]:
     """Of whole rows that are there many times; and whether all repeats are of that kind."""
     num, dim = rows.shape
-    if any(len(np.unique(column)) == num for column in rows.T[:16]):
+    if any(len(np.unique(column)) == num for column in rows.T[:_NUM_LOOKED_AT]):
         return [], False
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
     most = int(counts.argmax())
-    is_frequent = counts[most] > max(_LARGE * num, 10 * num / len(distinct))
+    is_frequent = counts[most] > max(_LARGE * num, _FREQUENT * num / len(distinct))
     if dim > 1 and is_frequent:  # a value of one number is judged as such
         shown = np.array2string(distinct[most][:_SHOWN], precision=4)
         shown = shown.replace("]", " ...]") if dim > _SHOWN else shown
         found = f"the row {shown} {counts[most]} times among {num}"
         return [Doubt(found, _COPIES_REMEDY, severe=True)], True
-    are_copies = len(distinct) < 0.5 * num and (
+    are_copies = len(distinct) < _COPIED * num and (
         _step_of(distinct[:, 0]) is None
         if dim == 1
         else all(len(np.unique(column)) == len(distinct) for column in rows.T)
@@ -180,10 +187,10 @@ def _atom(column: np.ndarray, noise: float, label: str) -> _Atom | None:
     below = np.concatenate([[0], np.cumsum(copies)])
     # by two standard errors, for chance alone may pile up rows on a fine grid
     around = below[last] - below[first]
-    isolated = 2 * copies > around + 2.0 * np.sqrt(around)
-    sure = (copies - 2.0 * np.sqrt(copies)) / num
+    isolated = 2 * copies > around + _NUM_SE * np.sqrt(around)
+    sure = (copies - _NUM_SE * np.sqrt(copies)) / num
     sure = np.where(isolated | (sure > _HUGE), sure, 0.0)
-    is_discrete = copies[isolated].sum() > 0.5 * num
+    is_discrete = copies[isolated].sum() > _MOSTLY * num
     largest = int(sure.argmax())
     if sure[largest] <= _SMALL and not is_discrete:
         return None
@@ -206,7 +213,7 @@ def _without_refusals(
     num = len(column)
     starts = column[np.r_[True, np.diff(column) != 0]]
     runs = np.bincount(np.searchsorted(values, starts), minlength=len(values))
-    together = runs < 0.5 * counts * (1.0 - counts / num)
+    together = runs < _TOGETHER * counts * (1.0 - counts / num)
     return np.where(together & (counts <= _LARGE * num), runs, counts)
 
 
@@ -217,7 +224,7 @@ def _step_of(values: np.ndarray) -> float | None:
     if step <= 0:
         return None
     off = np.abs(gaps / step - np.round(gaps / step))
-    return step if np.mean(off < 0.01) > 0.9 else None
+    return step if np.mean(off < _OFF_GRID) > _ON_GRID else None
 
 
 def _describe(atom: _Atom) -> str:
@@ -240,7 +247,7 @@ def _dependent(rows: np.ndarray, noise: np.ndarray, labels: list[str]) -> list[D
     if index.size:
         text = "coordinates that are linear functions of each other, "
         return [Doubt(text + _listed(labels, index), _DEPENDENT_REMEDY, severe=True)]
-    thin = 0.5 * float(np.median(noise / rows.std(axis=0)))
+    thin = _THIN * float(np.median(noise / rows.std(axis=0)))
     if rows.shape[1] > _LARGEST_THIN:
         return []  # the finest structure of images is always below the noise
     index = _null_coordinates(rows, thin**2)
@@ -279,4 +286,4 @@ def _null_of(rows: np.ndarray, least: float) -> np.ndarray:
     z = (rows - rows.mean(axis=0)) / rows.std(axis=0)
     variances, axes = np.linalg.eigh(z.T @ z / len(z))
     null = axes[:, variances < least]
-    return np.flatnonzero(np.sqrt(np.sum(null**2, axis=1)) > 0.05)
+    return np.flatnonzero(np.sqrt(np.sum(null**2, axis=1)) > _TAKES_PART)

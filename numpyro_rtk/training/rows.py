@@ -1,4 +1,4 @@
-"""Where the rows of a fit lie: on the device, on the host, or in a stream.
+"""Where the rows of a fit lie: on the device, or on the host.
 
 A fit asks four things of its rows, in this order: to be standardised, to hold some back,
 with a checkpoint to be told from others, and to give the minibatches of the next steps.
@@ -6,12 +6,10 @@ Values on their way to the device are pytrees for :class:`Resident` and
 :class:`Minibatches`: what belongs to a row could travel beside it.
 """
 
-import inspect
-import itertools
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -21,10 +19,8 @@ import numpy as np
 from numpyro_rtk.gaussians import NoisedMixture
 from numpyro_rtk.networks.condition import Conditioning, fit_conditioning
 from numpyro_rtk.training.data import (
-    MIN_SAMPLES,
     check_condition,
     check_finite,
-    check_floating,
     check_form,
     check_samples,
     check_variation,
@@ -39,25 +35,15 @@ from numpyro_rtk.training.standardise import (
     moments_in_chunks,
 )
 
-__all__ = ["NUM_HEAD", "AbstractRows", "flat", "is_stream", "open_rows"]
+__all__ = ["AbstractRows", "flat", "open_rows"]
 
-NUM_HEAD = 32_768  # first rows of a stream: standardisation, base and validation
 _MAX_DEVICE_BYTES = 2 << 30  # in float32; larger arrays stay on the host
 _CHUNK_SIZE = 1 << 23  # numbers of an array that are held in float64 at a time
-# Minibatches that are sent to the device together. While it takes the steps of one lot
-# the host gathers the next.
-_LOT_STEPS, _LOT_BYTES = 64, 32 << 20
+# A prefetch block: minibatches that are sent to the device together. While it takes the
+# steps of one block the host gathers the next.
+_BLOCK_STEPS, _BLOCK_BYTES = 64, 32 << 20
 
 Place = Callable[[Any], Minibatches]
-
-
-def is_stream(samples: object) -> bool:
-    """Whether these are not an array but something that yields arrays."""
-    if isinstance(samples, type | str | bytes | list | tuple | Mapping):
-        return False
-    if hasattr(samples, "__array__") or hasattr(samples, "__array_interface__"):
-        return False
-    return callable(samples) or hasattr(samples, "__iter__")
 
 
 def open_rows(
@@ -69,9 +55,9 @@ def open_rows(
     """The samples, checked, where they are to stay.
 
     Args:
-        samples: an array, or a stream (:func:`is_stream`).
-        on_host: where an array stays; None: a memory map, and an array of more than
-            2 GiB in float32, on the host, others on the device.
+        samples: an array.
+        on_host: where it stays; None: a memory map, and an array of more than 2 GiB in
+            float32, on the host, others on the device.
         replicate: puts an array on the device, or on each.
         condition: of each sample; None: there is none.
 
@@ -79,23 +65,13 @@ def open_rows(
         TypeError: for samples of the wrong kind.
         ValueError: where a density cannot be learned from them.
     """
-    if on_host is not None and not isinstance(on_host, bool):
-        raise TypeError(f"`on_host` must be True, False or None; got {on_host!r}.")
     if condition is not None:
-        if on_host or is_stream(samples):
+        if on_host:
             raise ValueError(
                 "`condition` must be given with samples that the device's memory holds; "
-                "got an iterator or `on_host=True`. Learn from an array of some of the "
-                "rows."
+                "got `on_host=True`. Learn from an array of some of the rows."
             )
         return ConditionalRows(samples, condition, replicate)
-    if is_stream(samples):
-        if on_host is False:
-            raise ValueError(
-                "`on_host` must be None or True for an iterator, whose rows are never "
-                "on the device together; got False."
-            )
-        return StreamRows(samples)
     if on_host is None and isinstance(samples, np.ndarray):
         large = 4 * samples.size > _MAX_DEVICE_BYTES
         on_host = large or isinstance(samples, np.memmap)
@@ -167,7 +143,7 @@ class AbstractRows(ABC):
         """What these rows do not share with those of another fit, as JSON holds it."""
 
     @abstractmethod
-    def lots(
+    def blocks(
         self,
         key: jax.Array,
         first_step: int,
@@ -196,24 +172,6 @@ class AbstractRows(ABC):
     def _standardised(self, rows: np.ndarray) -> np.ndarray:
         return (rows.astype(np.float64, copy=False) - self._loc) / self._scale
 
-    def _send(
-        self,
-        take: Callable[[int, int], np.ndarray],
-        num_steps: int,
-        batch_size: int,
-        place: Place,
-    ) -> Iterator[tuple[Minibatches, int]]:
-        """Lots of one shape, from ``take(start, stop)``: rows of these steps, in order."""
-        row_bytes = 4 * math.prod(self.event_shape)
-        size = max(min(_LOT_STEPS, _LOT_BYTES // (batch_size * row_bytes)), 1)
-        for start in range(0, num_steps, size):
-            num = min(size, num_steps - start)
-            # a new array each time: the device may still read the last one
-            lot = np.zeros((size * batch_size, *self.event_shape), np.float32)
-            rows = take(start * batch_size, (start + num) * batch_size)
-            lot[: num * batch_size] = self._standardised(rows)
-            yield place(lot.reshape((size, batch_size, *self.event_shape))), num
-
 
 class DeviceRows(AbstractRows):
     """An array in the device's memory, where each step draws its rows."""
@@ -237,7 +195,7 @@ class DeviceRows(AbstractRows):
         content = np.ascontiguousarray(self._samples).tobytes()
         return [list(self._samples.shape), zlib.crc32(content)]
 
-    def lots(self, key, first_step, num_steps, batch_size, place):
+    def blocks(self, key, first_step, num_steps, batch_size, place):
         yield Resident(self._train), num_steps
 
     def _gather(self, index):
@@ -255,7 +213,7 @@ class ConditionalRows(DeviceRows):
         self.condition = check_condition(condition, len(self._samples))
 
     def standardise(self, mode, exchangeable=False):
-        """As there; the base is of what the regression on the condition leaves."""
+        """``loc``, ``scale``, and the base of what a regression on the condition leaves."""
         if exchangeable:
             raise ValueError(
                 "`network` must not be exchangeable where there is a `condition`: the "
@@ -269,7 +227,7 @@ class ConditionalRows(DeviceRows):
         return self._loc, self._scale, base
 
     def hold_out(self, key, fraction):
-        """As there, in pairs with the conditions."""
+        """Rows kept back from training and their conditions, a pair."""
         assert self.condition is not None
         z, c = self._standardised(self._samples), self.condition
         train, held_out = split_rows(key, len(z), fraction)
@@ -290,7 +248,7 @@ class HostRows(AbstractRows):
         if len(self._samples) > np.iinfo(np.int32).max:
             raise ValueError(
                 "`samples` must have fewer than 2**31 rows as one array; got shape "
-                f"{self._samples.shape}. Pass an iterator over chunks of it."
+                f"{self._samples.shape}. Learn from every other row: `samples[::2]`."
             )
         self._moments = moments_in_chunks(self._checked())
         check_variation(np.sqrt(self._moments.variance), self._moments.size)
@@ -309,7 +267,7 @@ class HostRows(AbstractRows):
             checksum = zlib.crc32(np.ascontiguousarray(chunk).tobytes(), checksum)
         return [list(self._samples.shape), checksum]
 
-    def lots(self, key, first_step, num_steps, batch_size, place):
+    def blocks(self, key, first_step, num_steps, batch_size, place):
         drawn = draw_rows(
             key,
             first_step,
@@ -320,6 +278,24 @@ class HostRows(AbstractRows):
         drawn = np.asarray(drawn).reshape(-1)
         take = lambda start, stop: self._gather(self._train[drawn[start:stop]])
         return self._send(take, num_steps, batch_size, place)
+
+    def _send(
+        self,
+        take: Callable[[int, int], np.ndarray],
+        num_steps: int,
+        batch_size: int,
+        place: Place,
+    ) -> Iterator[tuple[Minibatches, int]]:
+        """Blocks of one shape, from ``take(start, stop)``: rows of steps, in order."""
+        row_bytes = 4 * math.prod(self.event_shape)
+        size = max(min(_BLOCK_STEPS, _BLOCK_BYTES // (batch_size * row_bytes)), 1)
+        for start in range(0, num_steps, size):
+            num = min(size, num_steps - start)
+            # a new array each time: the device may still read the last one
+            block = np.zeros((size * batch_size, *self.event_shape), np.float32)
+            rows = take(start * batch_size, (start + num) * batch_size)
+            block[: num * batch_size] = self._standardised(rows)
+            yield place(block.reshape((size, batch_size, *self.event_shape))), num
 
     def _gather(self, index: np.ndarray) -> np.ndarray:
         """``samples[index]``, read in the order in which the rows lie on a disk."""
@@ -344,165 +320,6 @@ class HostRows(AbstractRows):
             first = last + 1
 
 
-class StreamRows(AbstractRows):
-    """Chunks of rows, one after the other, from the start again where they end.
-
-    The first :data:`NUM_HEAD` rows give the moments and those that are held out, which
-    are left out of every pass by their place in it. Chunks are dropped once training
-    has passed them.
-    """
-
-    def __init__(self, samples: Any):
-        self._start = _starter(samples)
-        chunks = self._read()
-        head = []
-        for position, chunk in chunks:
-            if head and position == 0:  # the head is the whole of a pass
-                chunks = itertools.chain([(position, chunk)], chunks)
-                break
-            head.append((position, chunk))
-            if position + len(chunk) >= NUM_HEAD:
-                break
-        first = np.concatenate([chunk for _, chunk in head])[:NUM_HEAD]
-        self._first = first.astype(np.float64)
-        self._moments = moments_in_chunks([self._first])
-        name = f"the first {len(first)} rows of `samples`"
-        check_variation(np.sqrt(self._moments.variance), self._moments.size, name)
-        self._training = self._without_held_out(head, chunks)
-        self._rest = first[:0]
-        self._taken = 0
-
-    def hold_out(self, key, fraction):
-        _, held_out = split_rows(key, len(self._first), fraction)
-        self._held_out = np.zeros(len(self._first), bool)
-        self._held_out[held_out] = True
-        return self._standardised(self._first[held_out])
-
-    def some(self, num):
-        rows = self._standardised(self._first[~self._held_out][:num])
-        return flat(rows.astype(np.float32))
-
-    def identity(self):
-        return ["stream", list(self._first.shape), zlib.crc32(self._first.tobytes())]
-
-    def lots(self, key, first_step, num_steps, batch_size, place):
-        while self._taken < first_step * batch_size:  # a resumed fit
-            self._take(min(first_step * batch_size - self._taken, NUM_HEAD))
-        take = lambda start, stop: self._take(stop - start)
-        return self._send(take, num_steps, batch_size, place)
-
-    def _take(self, num: int) -> np.ndarray:
-        """The next rows of training."""
-        parts, missing = [], num
-        while missing > 0:
-            if len(self._rest) == 0:
-                self._rest = next(self._training)
-            parts.append(self._rest[:missing])
-            self._rest = self._rest[missing:]
-            missing -= len(parts[-1])
-        self._taken += num
-        return np.concatenate(parts)
-
-    def _without_held_out(self, head: list, chunks: Iterator) -> Iterator[np.ndarray]:
-        waiting = iter([head.pop(0) for _ in range(len(head))])
-        for position, chunk in itertools.chain(waiting, chunks):
-            held_out = self._held_out[position : position + len(chunk)]
-            keep = np.ones(len(chunk), bool)
-            keep[: len(held_out)] = ~held_out
-            yield chunk[keep] if held_out.any() else chunk
-
-    def _gather(self, index):
-        return self._first[index]
-
-    def _chunks(self):
-        return [self._first]
-
-    def _read(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Checked chunks for ever, each with the place of its first row in its pass."""
-        event_shape = None
-        for num_pass in itertools.count():
-            position = 0
-            for number, chunk in enumerate(self._start()):
-                again = f" (pass {num_pass})" if num_pass > 0 else ""
-                rows = _check_chunk(
-                    chunk, f"chunk {number}{again} of `samples`", event_shape
-                )
-                if len(rows) > 0:
-                    self.event_shape = event_shape = rows.shape[1:]
-                    yield position, rows
-                    position += len(rows)
-            _check_length(num_pass, position)
-
-
 def flat(rows: np.ndarray) -> np.ndarray:
     """Rows ``(n, *event_shape)`` as ``(n, dim)``, in float64."""
     return rows.reshape(len(rows), -1).astype(np.float64)
-
-
-def _starter(samples: Any) -> Callable[[], Iterator]:
-    """A function that starts the stream anew."""
-    if isinstance(samples, Iterator):
-        raise TypeError(
-            "`samples` must start anew each time it is iterated over, as training passes "
-            "several times and a resumed fit begins again; got an object of type "
-            f"{type(samples).__name__}, which one pass uses up. Pass the function that "
-            "makes it: `fit(key, make_chunks)`, or `lambda: make_chunks(path)`."
-        )
-    if hasattr(samples, "__iter__"):
-        return lambda: iter(samples)
-    try:
-        inspect.signature(samples).bind()
-    except TypeError:
-        raise TypeError(
-            "`samples` must be called without arguments where it is a function; got "
-            f"{samples!r:.60}. Wrap it: `lambda: make_chunks(path)`."
-        ) from None
-    except ValueError:
-        pass  # written in C, without a signature
-
-    def start():
-        chunks = samples()
-        if not isinstance(chunks, Iterable) or hasattr(chunks, "__array__"):
-            raise TypeError(
-                "`samples` must return an iterator over arrays where it is a function; "
-                f"got {chunks!r:.60} from it. Use `yield`, or return a list of arrays."
-            )
-        return iter(chunks)
-
-    return start
-
-
-def _check_chunk(
-    chunk: Any, name: str, event_shape: tuple[int, ...] | None
-) -> np.ndarray:
-    if isinstance(chunk, list | tuple | Mapping):
-        raise TypeError(
-            f"{name} must be one array of shape (m, *event_shape); got a "
-            f"{type(chunk).__name__}. Yield its array."
-        )
-    rows = np.asarray(chunk)
-    check_floating(rows, name)
-    if rows.ndim == 0 or math.prod(rows.shape[1:]) == 0:
-        raise ValueError(
-            f"{name} must have shape (m, *event_shape), with at least one coordinate; "
-            f"got shape {rows.shape}."
-        )
-    if event_shape is not None and rows.shape[1:] != event_shape:
-        raise ValueError(
-            f"{name} must have the event shape of those before it, {event_shape}; got "
-            f"shape {rows.shape}. Yield chunks of shape (m, *event_shape), of any m."
-        )
-    check_finite(rows, name)
-    return rows
-
-
-def _check_length(num_pass: int, num_rows: int) -> None:
-    if num_pass == 0 and num_rows < MIN_SAMPLES:
-        raise ValueError(
-            f"`samples` must yield at least {MIN_SAMPLES} rows; got {num_rows}."
-        )
-    if num_rows == 0:
-        raise ValueError(
-            "`samples` must start anew each time it is iterated over or called; got no "
-            f"rows in pass {num_pass}. Make the iterator inside the function."
-        )

@@ -282,7 +282,7 @@ NAMED = rtk.LearnedPrior(
         support={"tau": constraints.positive},
         network=rtk.EnergyMLP(2, width=4, depth=1, key=jr.key(3)),
         num_steps=1,
-        num_components=1,
+        training=rtk.Training(num_components=1),
         progress_bar=False,
     )[0]
 )

@@ -105,11 +105,10 @@ def test_fit_from_end_to_end(images):
         jr.key(1),
         train,
         network=network,
-        num_components=1,
         num_steps=500,
         batch_size=64,
         learning_rate=0.02,
-        ema_decay=0.98,
+        training=rtk.Training(num_components=1, ema_decay=0.98),
         progress_bar=False,
     )
     assert type(model) is rtk.EnergyModel

@@ -8,6 +8,7 @@ import pytest
 from numpyro_rtk.networks import EnergySet
 from numpyro_rtk.training.base import fit_base
 from numpyro_rtk.training.fit import fit
+from numpyro_rtk.training.options import Training
 from tests.oracles import SKEWED
 
 OPTIONS = {"num_steps": 2, "batch_size": 16, "progress_bar": False}
@@ -32,7 +33,8 @@ def test_the_same_rows_give_the_same_base():
 
 @pytest.mark.parametrize("num_components", [3, 1])
 def test_fit_starts_from_a_mixture_and_may_be_told_not_to(num_components):
-    model, _ = fit(jr.key(0), rows(400, 4), num_components=num_components, **OPTIONS)
+    training = Training(num_components=num_components)
+    model, _ = fit(jr.key(0), rows(400, 4), training=training, **OPTIONS)
     # three components, or three pairs
     assert len(model.base.log_weights) in (num_components, 6)
     assert num_components > 1 or len(model.base.log_weights) == 1
@@ -48,15 +50,18 @@ def test_fit_starts_from_a_mixture_and_may_be_told_not_to(num_components):
 )
 def test_refusals(options, message):
     options = {"num_components": 2} | options
+    num_components = options.pop("num_components")
     with pytest.raises(ValueError, match=message):
-        fit(jr.key(0), rows(400, 4), **options, **OPTIONS)
+        training = Training(num_components=num_components)
+        fit(jr.key(0), rows(400, 4), training=training, **options, **OPTIONS)
 
 
 def test_an_exchangeable_network_keeps_its_gaussian():
     network = EnergySet((4, 2), key=jr.key(0))
     samples = np.random.default_rng(0).normal(size=(100, 4, 2))
+    two = Training(num_components=2)
     with pytest.raises(ValueError, match="None or 1 for an exchangeable network"):
-        fit(jr.key(0), samples, network=network, num_components=2, **OPTIONS)
+        fit(jr.key(0), samples, network=network, training=two, **OPTIONS)
 
 
 def test_one_scale_for_what_shares_a_unit():

@@ -10,7 +10,9 @@ SCRIPT = """
 import equinox as eqx, jax, jax.random as jr, numpy as np
 from jax.sharding import Mesh
 from numpyro_rtk.networks import ScoreMLP
-from numpyro_rtk.training import fit as fit_module
+from numpyro_rtk.training import descent as descent_module
+from numpyro_rtk.training.fit import fit as fit_rows
+from numpyro_rtk.training.options import Training
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 samples = np.random.default_rng(0).normal(size=(200, 2)) ** 3
@@ -18,17 +20,17 @@ network = ScoreMLP((2,), width=8, depth=2, key=jr.key(1))
 devices = jax.devices()
 assert len(devices) == 4
 programs = []
-run_steps = fit_module.run_steps
+run_steps = descent_module.run_steps
 
 def spy(*arguments):
     compiled = run_steps.lower(*arguments).compile()
     programs.append(compiled.compiled.as_text())
     return compiled(*arguments)
 
-def fit(seed, **options):
-    model, history = fit_module.fit(
+def fit(seed, batch_size=12, **options):
+    model, history = fit_rows(
         jr.key(seed), samples, network=network, num_steps=40, progress_bar=False,
-        num_components=2, **{"batch_size": 12, **options},
+        batch_size=batch_size, training=Training(num_components=2, **options),
     )
     leaves = jax.tree.leaves(eqx.filter(model, eqx.is_array))
     assert {leaf.sharding.num_devices for leaf in leaves} == {1}
@@ -36,7 +38,7 @@ def fit(seed, **options):
     return np.concatenate([np.ravel(leaf) for leaf in [*losses, *leaves]])
 
 one, other = fit(0), fit(1)
-fit_module.run_steps = spy
+descent_module.run_steps = spy
 four = fit(0, devices=devices)
 host = fit(0, devices=Mesh(np.array(devices), ("x",)), on_host=True)
 # each device computes on 3 of the 12 points

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optax
 import pytest
 
 from numpyro_rtk.networks import (
@@ -16,16 +17,24 @@ from numpyro_rtk.networks import (
     ScoreMLP,
     ScoreModel,
 )
-from numpyro_rtk.training import fit as fit_module
-from numpyro_rtk.training.fit import fit
+from numpyro_rtk.training import descent as descent_module
+from numpyro_rtk.training.fit import FitResult, fit
+from numpyro_rtk.training.loop import run_steps
+from numpyro_rtk.training.options import Training
 
 # One Gaussian: a mixture would leave the network of these tests nothing to learn.
+ONE_GAUSSIAN = Training(num_components=1)
 QUICK = {
     "num_steps": 60,
     "batch_size": 16,
     "progress_bar": False,
-    "num_components": 1,
+    "training": ONE_GAUSSIAN,
 }
+
+
+def quick(**options):
+    """With these options of ``Training``."""
+    return {**QUICK, "training": dataclasses.replace(ONE_GAUSSIAN, **options)}
 
 
 def draw_clusters(num, event_shape):
@@ -57,7 +66,10 @@ def equal(one, two):
 def test_model_fits_the_event_shape(network_class, event_shape):
     samples = draw_clusters(40, event_shape)
     network = tiny(event_shape, network_class)
-    model, history = fit(jr.key(0), samples, network=network, **QUICK)
+    result = fit(jr.key(0), samples, network=network, **QUICK)
+    model, history = result
+    assert isinstance(result, FitResult)
+    assert (result.model, result.history) == (model, history)
     assert type(model) is (ScoreModel if network_class is ScoreMLP else EnergyModel)
     assert model.event_shape == event_shape
     assert model.loc.shape == model.scale.shape == event_shape
@@ -98,7 +110,8 @@ def test_location_scale_and_base_are_not_trained():
 
 
 def test_global_standardisation_has_one_scale():
-    model, _ = fit(jr.key(0), SAMPLES, network=tiny(), standardise="global", **QUICK)
+    options = quick(standardise="global")
+    model, _ = fit(jr.key(0), SAMPLES, network=tiny(), **options)
     expected = np.sqrt(np.mean(SAMPLES.var(0)))
     np.testing.assert_allclose(model.scale, [expected, expected], rtol=1e-5)
 
@@ -106,9 +119,9 @@ def test_global_standardisation_has_one_scale():
 def test_early_stopping_returns_the_best_weights():
     # 20 rows and ten thousand steps: the validation loss must turn.
     samples = draw_clusters(20, (2,))
-    options = {**QUICK, "num_steps": 10_000, "learning_rate": 0.02}
+    options = {**quick(patience=2), "num_steps": 10_000, "learning_rate": 0.02}
     network = EnergyMLP(2, width=32, depth=2, key=jr.key(1))
-    model, history = fit(jr.key(0), samples, network=network, patience=2, **options)
+    model, history = fit(jr.key(0), samples, network=network, **options)
     assert history["stopped_early"]
     assert len(history["step"]) < 40
     best = np.argmin(history["validation_loss"])
@@ -118,8 +131,8 @@ def test_early_stopping_returns_the_best_weights():
 
 
 def test_without_patience_all_steps_are_taken():
-    options = {**QUICK, "num_steps": 600, "learning_rate": 0.02}
-    _, history = fit(jr.key(0), SAMPLES, network=tiny(), patience=None, **options)
+    options = {**quick(patience=None), "num_steps": 600, "learning_rate": 0.02}
+    _, history = fit(jr.key(0), SAMPLES, network=tiny(), **options)
     np.testing.assert_array_equal(history["step"], [250, 500, 600])
     assert not history["stopped_early"]
     assert np.all(np.diff(history["wall_time"]) > 0.0)
@@ -145,13 +158,13 @@ def test_divergence_at_once_is_an_error():
 
 def spoil_after(monkeypatch, calls, spoil):
     """Let ``spoil`` act on what the compiled steps return, after a few calls."""
-    run_steps, count = fit_module.run_steps, iter(range(1000))
+    run_steps, count = descent_module.run_steps, iter(range(1000))
 
     def run(*arguments):
         result = run_steps(*arguments)
         return spoil(result) if next(count) >= calls else result
 
-    monkeypatch.setattr(fit_module, "run_steps", run)
+    monkeypatch.setattr(descent_module, "run_steps", run)
 
 
 def make_nan(result):
@@ -234,12 +247,12 @@ def test_own_network():
         ({"learning_rate": "a"}, TypeError, "`learning_rate` must be a real number"),
         ({"validation_fraction": 0.0}, ValueError, "`validation_fraction` must be bet"),
         ({"validation_fraction": 1}, ValueError, "`validation_fraction` must be betw"),
-        ({"ema_decay": 1.0}, ValueError, "`ema_decay` must be between 0 and 1; got 1"),
-        ({"patience": 0}, ValueError, "`patience` must be at least 1; got 0"),
-        ({"standardise": "none"}, ValueError, "`standardise` must be .*got 'none'"),
-        ({"noise_range": 0.1}, ValueError, "`noise_range` must be the smallest and"),
-        ({"noise_range": (0.1, np.nan)}, ValueError, "`noise_range` must be positive"),
-        ({"noise_range": (2.0, 1.0)}, ValueError, "`noise_range` must increase"),
+        ({"training": {"patience": 2}}, TypeError, "`training` must be a `numpyro_rtk"),
+        (
+            {"learning_rate": 0.1, "training": Training(optimizer=optax.sgd(0.1))},
+            ValueError,
+            "`learning_rate` must be None where .* got 0.1. Give the rate to the opt",
+        ),
         ({"network": 3}, TypeError, "`network` must be an energy network.*got 3"),
         ({"network": EnergyMLP}, TypeError, "`network` must be .* instance, not the"),
         (
@@ -255,6 +268,48 @@ def test_refusals(options, error, message):
     arguments = {"key": jr.key(0), "samples": SAMPLES, **QUICK, **options}
     with pytest.raises(error, match=message):
         fit(**arguments)
+
+
+# As an optimiser that `fit` does not know: no clipping, a schedule of its own.
+OWN_OPTIMIZER = optax.adamw(optax.cosine_decay_schedule(0.02, 1000))
+
+
+def test_a_given_optimizer_is_used_as_it_is(tmp_path):
+    """Steps of one size, whatever the gradient: no clipping, no rate, no schedule."""
+    step = lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, 1e-3), updates)
+    options = quick(optimizer=optax.stateless(step))
+    path = tmp_path / "fit.ckpt"
+    fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **options)
+    with np.load(path) as file:
+        readout = file["['state'].weights.readout"]
+    np.testing.assert_allclose(readout, 60 * 1e-3, rtol=1e-4)  # from zero
+
+
+def test_an_optimizer_is_given_the_loss():
+    seen = []
+
+    def update(updates, state, params=None, **extra):
+        seen.append(extra["value"])
+        return updates, state
+
+    own = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    optimizer = optax.chain(own, optax.scale(-1e-3))
+    fit(jr.key(0), SAMPLES, network=tiny(), **quick(optimizer=optimizer))
+    assert {value.shape for value in seen} == {()}
+
+
+def test_a_second_fit_compiles_nothing():
+    """Whatever its rate, its rows and its key; another optimiser object does."""
+
+    def num_programs(**options):
+        fit(jr.key(5), SAMPLES + 1.0, network=tiny(), **options)
+        return run_steps._cached._cache_size()
+
+    first = num_programs(**QUICK)
+    assert num_programs(**QUICK, learning_rate=1e-4) == first
+    assert num_programs(**quick(optimizer=OWN_OPTIMIZER)) == first + 1
+    assert num_programs(**quick(optimizer=OWN_OPTIMIZER, patience=3)) == first + 1
+    assert num_programs(**quick(optimizer=optax.adamw(0.01))) == first + 2
 
 
 # An asymmetric mixture on the line: two narrow modes of weights .3 and .7.
@@ -333,7 +388,16 @@ def interrupted_after(monkeypatch, calls, path, **options):
             fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **options)
 
 
-RESUMED = {"num_steps": 1000, "batch_size": 16, "patience": None, "progress_bar": False}
+RESUMED = {
+    "num_steps": 1000,
+    "batch_size": 16,
+    "training": Training(patience=None),
+    "progress_bar": False,
+}
+
+
+def with_optimizer(optimizer):
+    return {**RESUMED, "training": Training(patience=None, optimizer=optimizer)}
 
 
 def test_a_resumed_fit_ends_as_an_unbroken_one(monkeypatch, tmp_path):
@@ -350,6 +414,37 @@ def test_a_resumed_fit_ends_as_an_unbroken_one(monkeypatch, tmp_path):
     assert equal(whole, again)
 
 
+def test_a_fit_with_an_optimizer_is_resumed(monkeypatch, tmp_path):
+    options = with_optimizer(OWN_OPTIMIZER)
+    whole, _ = fit(jr.key(0), SAMPLES, network=tiny(), **options)
+    path = tmp_path / "fit.ckpt"
+    interrupted_after(monkeypatch, 2, path, **options)
+    # the same again as another object, as in another process
+    again = with_optimizer(optax.adamw(optax.cosine_decay_schedule(0.02, 1000)))
+    resumed, _ = fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **again)
+    assert equal(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "named"),
+    [
+        (optax.adamw(optax.cosine_decay_schedule(0.02, 900)), r"\['optimizer'\]"),
+        (optax.adamw(0.02), r"\['optimizer'\]"),
+        (optax.sgd(0.02), r"\['optimizer'\]"),
+        (None, r"\['learning_rate', 'optimizer'\]"),
+    ],
+    ids=["schedule", "no schedule", "kind", "default"],
+)
+def test_a_checkpoint_of_another_optimizer_is_refused(
+    monkeypatch, tmp_path, optimizer, named
+):
+    path = tmp_path / "fit.ckpt"
+    interrupted_after(monkeypatch, 1, path, **with_optimizer(OWN_OPTIMIZER))
+    options = {"checkpoint": path, **with_optimizer(optimizer)}
+    with pytest.raises(ValueError, match=f"differs in {named}"):
+        fit(jr.key(0), SAMPLES, network=tiny(), **options)
+
+
 @pytest.mark.parametrize(
     ("key", "samples", "options", "named"),
     [
@@ -357,6 +452,7 @@ def test_a_resumed_fit_ends_as_an_unbroken_one(monkeypatch, tmp_path):
         (0, SAMPLES + 1.0, {}, "samples"),
         (0, SAMPLES, {"batch_size": 8}, "batch_size"),
         (0, SAMPLES, {"network": "other"}, "network"),
+        (0, SAMPLES, {"training": Training(ema_decay=0.9)}, "ema_decay"),
     ],
 )
 def test_a_checkpoint_of_another_fit_is_refused(

@@ -1,6 +1,5 @@
-"""Where rows lie: host and stream give what they should, and are read in pieces."""
+"""Where rows lie: the host gives what it should, and is read in pieces."""
 
-import itertools
 import tracemalloc
 
 import equinox as eqx
@@ -9,14 +8,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from numpyro.distributions import constraints
 
 import numpyro_rtk as rtk
 from numpyro_rtk.networks import EnergyMLP
-from numpyro_rtk.training import fit as fit_module, rows as rows_module
-from numpyro_rtk.training.devices import check_devices
+from numpyro_rtk.training import rows as rows_module
 from numpyro_rtk.training.fit import fit
-from numpyro_rtk.training.rows import DeviceRows, HostRows, StreamRows, is_stream
+from numpyro_rtk.training.options import Training
+from numpyro_rtk.training.rows import DeviceRows, HostRows
 
 RNG = np.random.default_rng(0)
 SAMPLES = RNG.normal(size=(60, 2)) ** 3 + [5.0, 0.0]
@@ -48,21 +46,23 @@ def mapped(tmp_path):
 @pytest.mark.parametrize("standardise", ["coordinate", "global"])
 def test_a_memory_map_gives_the_fit_of_the_array(monkeypatch, mapped, standardise):
     seen = []
-    lots = HostRows.lots
+    blocks = HostRows.blocks
 
     def spy(self, *arguments):
-        for lot, num in lots(self, *arguments):
+        for block, num in blocks(self, *arguments):
             seen.append(num)
-            yield lot, num
+            yield block, num
 
-    monkeypatch.setattr(HostRows, "lots", spy)
-    monkeypatch.setattr(rows_module, "_LOT_STEPS", 25)
-    options = {**QUICK, "network": tiny(), "standardise": standardise}
+    monkeypatch.setattr(HostRows, "blocks", spy)
+    monkeypatch.setattr(rows_module, "_BLOCK_STEPS", 25)
+    training = Training(standardise=standardise)
+    options = {**QUICK, "network": tiny(), "training": training}
     expected = fit(jr.key(0), SAMPLES, **options)
     assert seen == []
     assert_same_fit(expected, rtk.fit(jr.key(0), mapped, **options))
     assert seen == [25, 25, 10]
-    assert_same_fit(expected, fit(jr.key(0), SAMPLES, on_host=True, **options))
+    options["training"] = Training(standardise=standardise, on_host=True)
+    assert_same_fit(expected, fit(jr.key(0), SAMPLES, **options))
     assert seen == [25, 25, 10] * 2
 
 
@@ -118,151 +118,32 @@ def test_a_bad_row_on_the_host_is_named(monkeypatch):
         HostRows(spoilt)
 
 
-def chunks_of(samples, sizes):
-    """A function that yields the samples in chunks of these sizes."""
-    stops = list(itertools.accumulate(sizes))
-    assert stops[-1] == len(samples)
-    return lambda: (samples[b - a : b] for a, b in zip(sizes, stops, strict=True))
-
-
-STREAM = chunks_of(SAMPLES, [1, 20, 0, 12, 27])
-
-
-@pytest.mark.parametrize("head", [15, 25, 1000])
-def test_a_stream_is_cut_in_order_and_starts_anew(monkeypatch, head):
-    monkeypatch.setattr(rows_module, "NUM_HEAD", head)
-    monkeypatch.setattr(rows_module, "_LOT_STEPS", 4)
-    rows = StreamRows(STREAM)
-    first = SAMPLES[:head]
-    loc, scale, _ = rows.standardise("coordinate")
-    np.testing.assert_allclose(loc, first.mean(0))
-    np.testing.assert_allclose(scale, first.std(0))
-    held_out = rows.hold_out(jr.key(0), 0.2) * scale + loc
-    assert len(held_out) == round(0.2 * len(first))
-    near = np.isclose(SAMPLES[:, None], held_out)
-    is_held_out = np.any(np.all(near, axis=2), axis=1)
-    assert is_held_out.sum() == is_held_out[:head].sum() == len(held_out)
-    lots = [
-        np.asarray(lot)[:num].reshape(-1, 2)
-        for start in (0, 9)
-        for lot, num in rows.lots(jr.key(0), start, 9, 10, lambda lot: lot)
-    ]
-    trained = np.concatenate(lots) * scale + loc
-    expected = np.tile(SAMPLES[~is_held_out], (4, 1))[: 18 * 10]
-    np.testing.assert_allclose(trained, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_what_is_a_stream():
-    listed = list(SAMPLES)
-    for stream in (STREAM, STREAM(), iter(listed), {"a": SAMPLES}.values()):
-        assert is_stream(stream)
-    for array in (SAMPLES, listed, jnp.ones(3), np.float64(1), {"a": SAMPLES}, "a", 3):
-        assert not is_stream(array)
-
-
-class Loader:
-    """Re-iterable, as the loaders of other libraries are."""
-
-    def __iter__(self):
-        return STREAM()
-
-
-def test_a_resumed_stream_ends_as_an_unbroken_one(monkeypatch, tmp_path):
-    # 16 x 250 rows a call: each call ends inside another pass
-    options = {**QUICK, "num_steps": 600, "network": tiny(), "patience": None}
-    whole = rtk.fit(jr.key(0), Loader(), **options)
-    run_steps, count = fit_module.run_steps, itertools.count()
-
-    def interrupted(*arguments):
-        if next(count) >= 5:  # four lots make the first 250 steps
-            raise KeyboardInterrupt
-        return run_steps(*arguments)
-
-    options["checkpoint"] = tmp_path / "fit.ckpt"
-    with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "run_steps", interrupted)
-        with pytest.warns(UserWarning, match="interrupted after 250"):
-            rtk.fit(jr.key(0), STREAM, **options)
-    assert_same_fit(whole, rtk.fit(jr.key(0), STREAM, **options))
-    with pytest.raises(ValueError, match=r"differs in \['samples'\]"):
-        rtk.fit(jr.key(0), chunks_of(SAMPLES + 1.0, [60]), **options)
-
-
-def test_a_bad_chunk_is_refused_when_it_comes(monkeypatch):
-    monkeypatch.setattr(rows_module, "NUM_HEAD", 20)
-    passes = itertools.count()
-
-    def spoilt():
-        yield SAMPLES
-        yield SAMPLES * (np.nan if next(passes) == 1 else 1.0)
-
-    with pytest.raises(
-        ValueError, match=r"chunk 1 \(pass 1\) of `samples` must be fin"
-    ):
-        fit(jr.key(0), spoilt, network=tiny(), **QUICK)
-
-
-def used_up():
-    chunks = STREAM()
-    return lambda: chunks
-
-
-def followed_by(chunk):
-    return lambda: iter([SAMPLES, SAMPLES, chunk])
-
-
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"samples": STREAM()}, TypeError, "start anew.*type generator.*make_chunks"),
-        ({"samples": used_up()}, ValueError, "start anew.*no rows in pass 1"),
-        ({"samples": lambda path: 0}, TypeError, "called without arguments.*lambda"),
-        ({"samples": lambda: 3}, TypeError, "return an iterator over arrays.*got 3"),
-        ({"samples": lambda: SAMPLES}, TypeError, "return an iterator over arrays"),
-        ({"samples": lambda: iter([])}, ValueError, "at least 10 rows; got 0"),
-        ({"samples": lambda: [SAMPLES[:9]]}, ValueError, "at least 10 rows; got 9"),
-        (
-            {"samples": followed_by(SAMPLES * np.inf)},
-            ValueError,
-            "chunk 2 of .* finite",
-        ),
-        (
-            {"samples": followed_by(SAMPLES[:, :1])},
-            ValueError,
-            r"chunk 2 of .* event shape of those before it, \(2,\); got shape \(60, 1\)",
-        ),
-        ({"samples": followed_by(SAMPLES[:, :0])}, ValueError, "chunk 2.* one coordi"),
-        (
-            {"samples": followed_by(np.ones((5, 2), int))},
-            TypeError,
-            "chunk 2.* floating",
-        ),
-        ({"samples": followed_by([SAMPLES])}, TypeError, "chunk 2.* one array.*a list"),
-        (
-            {"samples": lambda: [1 + 0 * SAMPLES]},
-            ValueError,
-            "first 60 rows .* vary in",
-        ),
-        (
-            {"samples": STREAM, "on_host": False},
-            ValueError,
-            "`on_host` must be None or",
-        ),
-        ({"on_host": 1}, TypeError, "`on_host` must be True, False or None; got 1"),
-        ({"samples": STREAM, "support": constraints.positive}, ValueError, "`support`"),
-        ({"samples": STREAM, "sites": ["a"]}, ValueError, "`sites` must be None"),
-        ({"samples": {"a": STREAM}}, TypeError, r"iterators for \['a'\].*one iterator"),
-        ({"devices": "cpu"}, TypeError, "`devices` must be a sequence of JAX devices"),
-        ({"devices": []}, ValueError, "`devices` must hold at least one"),
-        ({"devices": 2 * jax.devices()[:1]}, ValueError, "none twice"),
-    ],
+    "samples",
+    [iter(SAMPLES), (row for row in SAMPLES), lambda: iter([SAMPLES]), {1: 2}.values()],
+    ids=["iterator", "generator", "function", "view"],
 )
-def test_refused_with_a_remedy(options, error, message):
-    with pytest.raises(error, match=message):
-        rtk.fit(jr.key(0), **{"samples": SAMPLES, **QUICK, **options})
+def test_an_iterator_is_refused_with_what_to_do(samples):
+    with pytest.raises(TypeError, match=r"got an iterator or a function") as refused:
+        rtk.fit(jr.key(0), samples, **QUICK)
+    with pytest.raises(TypeError, match=r"got an iterator or a function"):
+        rtk.fit(jr.key(0), {"a": samples}, **QUICK)
+    lines = str(refused.value).splitlines()[1:]
+    assert len(lines) == 3
+    assert "np.lib.format.open_memmap" in lines[0]
 
 
-def test_a_mesh_of_two_axes_is_refused():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("a", "b"))
-    with pytest.raises(ValueError, match="mesh of one axis.*mesh.devices.flat"):
-        check_devices(mesh, 8)
+def test_the_three_lines_of_that_message_work(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError) as refused:
+        rtk.fit(jr.key(0), iter(SAMPLES), **QUICK)
+    lines = [line.strip() for line in str(refused.value).splitlines()[1:]]
+    fitted = []
+    names = {
+        **{"np": np, "n": 60, "dim": 2, "m": 20, "chunks": np.split(SAMPLES, 3)},
+        **{"key": jr.key(0), "fit": lambda key, rows: fitted.append(rows)},
+    }
+    exec("\n".join(lines), names)
+    assert isinstance(fitted[0], np.memmap)
+    names["rows"].flush()
+    np.testing.assert_allclose(fitted[0], SAMPLES, rtol=1e-6)
