@@ -5,6 +5,8 @@ from importlib.metadata import version as _version
 from numpyro_rtk.arviz_bridge import pareto_k
 from numpyro_rtk.check import check_prior
 from numpyro_rtk.check_modes import check_modes
+from numpyro_rtk.core.mala import MALA
+from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.diagnostics import importance_resample, weighted_sample_size
 from numpyro_rtk.io import load, save
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
@@ -24,8 +26,10 @@ from numpyro_rtk.report import diagnose, log_evidence
 
 __version__ = _version("numpyro-rtk")
 __all__ = [
+    "MALA",
     "RTKMALA",
     "RTKULD",
+    "ULD",
     "EnergyMLP",
     "EnergyModel",
     "EnergySet",

@@ -19,7 +19,7 @@ from numpyro.util import is_prng_key, not_jax_tracer
 from numpyro_rtk import paths
 from numpyro_rtk._checks import check_resolution
 from numpyro_rtk.core.annealed import Local, predict_down
-from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.multistep import Multistep
 from numpyro_rtk.networks.condition import as_condition, check_bound
 from numpyro_rtk.networks.site import REAL
@@ -299,7 +299,7 @@ class LearnedPrior(dist.Distribution):
         )
         local = Local(_NUM_STEPS, step_size, jax.lax.rsqrt(moment[0]))
         acceptance = "energy" if paths.has_energy(density) else "simpson"
-        inner = mala(num_leapfrog=2, acceptance=acceptance)
+        inner = MALA(num_leapfrog=2, acceptance=acceptance)
 
         def draw(key):
             key_top, key_down = jr.split(key)
