@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as _version
 
+from numpyro_rtk.core.mala import MALA
+from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.diagnostics.evidence import log_evidence
 from numpyro_rtk.diagnostics.exchange import diagnose
 from numpyro_rtk.diagnostics.modes import check_modes
@@ -29,8 +31,10 @@ from numpyro_rtk.training.options import Training
 
 __version__ = _version("numpyro-rtk")
 __all__ = [
+    "MALA",
     "RTKMALA",
     "RTKULD",
+    "ULD",
     "EnergyMLP",
     "EnergyModel",
     "EnergySet",

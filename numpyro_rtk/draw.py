@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from numpyro_rtk.core.annealed import Local, predict_down
 from numpyro_rtk.core.inner import InnerSampler
-from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.multistep import Multistep
 from numpyro_rtk.density import (
     ConditionalDensity,
@@ -214,10 +214,10 @@ def _inner_of(density: Density, settings: DrawSettings) -> InnerSampler:
     """The inner sampler of the settings, or the density's own."""
     if settings.inner is None:
         acceptance = "energy" if has_energy(density) else "simpson"
-        return mala(num_leapfrog=2, acceptance=acceptance)
+        return MALA(num_leapfrog=2, acceptance=acceptance)
     if settings.inner.uses_energy and not has_energy(density):
         raise ValueError(
             "`inner` must accept by scores for a density without `log_density`; got one "
-            'that reads it. Use `mala(acceptance="simpson")`, or leave it at None.'
+            'that reads it. Use `rtk.MALA(acceptance="simpson")`, or leave it at None.'
         )
     return settings.inner

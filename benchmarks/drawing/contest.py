@@ -47,7 +47,7 @@ COLUMNS = (*COLUMNS, "energy bias", "grid")
 def rtk_mala(density: Any, evals: int, **options) -> rtk.RTKMALA:
     segments, steps = SETTINGS[evals]
     if not has_energy(density):
-        options = {"acceptance": "simpson", **options}
+        options = {"inner": rtk.MALA(acceptance="simpson"), **options}
     return rtk.RTKMALA(
         score=density, num_segments=segments, num_steps=(steps,), **options
     )

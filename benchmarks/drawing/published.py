@@ -1,12 +1,13 @@
 """The RTK paper's samplers in its own setting, one compiled program for any length.
 
 Algorithm 1 of Huang et al. (arXiv 2405.16387) with 5 uniform segments, the start
-``N(x e^eta / 2, I / 4L)`` and as many inner steps in each: the run of ``setting="paper"``
+``N(x e^eta / 2, I / 4L)`` and as many inner steps in each: the run of ``as_published``
 in the package, here with the step size and the number of steps as arguments, so that
 tuning does not compile, and with the true smoothness. RTK-ULA, which the package does not
 offer, is the paper's overdamped form without the Metropolis test.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import equinox as eqx
@@ -16,10 +17,16 @@ import jax.random as jr
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import Plan, anneal_down
-from numpyro_rtk.core.inner import InnerInfo, InnerSampler, stretch, unstretch_score
-from numpyro_rtk.core.mala import MALAState, mala
+from numpyro_rtk.core.inner import (
+    InnerInfo,
+    InnerSampler,
+    InnerState,
+    stretch,
+    unstretch_score,
+)
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.segment import Evaluation
-from numpyro_rtk.core.uld import uld
+from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.density import loc_and_scale, standardised
 from numpyro_rtk.noise import noise_variance, signal, uniform_ladder
 
@@ -29,30 +36,29 @@ SEGMENTS = 5
 TIMES = uniform_ladder(SEGMENTS)
 
 
-def ula() -> InnerSampler:
+@dataclass(frozen=True)
+class ULA(InnerSampler):
     """Unadjusted Langevin steps ``z + h**2 M s(z) / 2 + h M**.5 xi``: MALA untested."""
 
-    def step(noise, state, target, step_size, scale):
+    is_adjusted = uses_energy = False
+
+    def step(self, noise, state, target, step_size, scale):
         force = unstretch_score(scale, state.evaluation.score)
         move = 0.5 * step_size**2 * force + step_size * noise.normal[0]
         position = state.position + stretch(scale, move)
         info = InnerInfo(
             jnp.ones_like(noise.uniform), jnp.array(True), jnp.array(False)
         )
-        return MALAState(position, target(position)), info
-
-    return mala(num_leapfrog=1)._replace(
-        step=step, is_adjusted=False, uses_energy=False
-    )
+        return InnerState(position, target(position)), info
 
 
 SAMPLERS: dict[str, InnerSampler] = {
-    "RTK-ULA": ula(),
-    "RTK-ULD": uld(),
-    "RTK-MALA": mala(num_leapfrog=1),
-    "RTK-MALA, Taylor": mala(num_leapfrog=1, acceptance="taylor"),
-    "RTK-MALA, trapezoid": mala(num_leapfrog=1, acceptance="trapezoid"),
-    "RTK-MALA, Simpson": mala(num_leapfrog=1, acceptance="simpson"),
+    "RTK-ULA": ULA(),
+    "RTK-ULD": ULD().unadjusted(),
+    "RTK-MALA": MALA(num_leapfrog=1),
+    "RTK-MALA, Taylor": MALA(num_leapfrog=1, acceptance="taylor"),
+    "RTK-MALA, trapezoid": MALA(num_leapfrog=1, acceptance="trapezoid"),
+    "RTK-MALA, Simpson": MALA(num_leapfrog=1, acceptance="simpson"),
 }
 
 
@@ -87,25 +93,30 @@ class _Counted(NamedTuple):
         return self.state.evaluation  # type: ignore[attr-defined]
 
 
-def first_steps(inner: InnerSampler, limit: jax.Array) -> InnerSampler:
+class FirstSteps(InnerSampler):
     """``inner``, at rest after ``limit`` steps: one program serves every number."""
 
-    def init(noise, position, evaluation):
-        return _Counted(inner.init(noise, position, evaluation), jnp.zeros((), int))
+    def __init__(self, inner: InnerSampler, limit: jax.Array):
+        self.inner, self.limit = inner, limit
+        self.normals_per_start = inner.normals_per_start
+        self.normals_per_step = inner.normals_per_step
 
-    def step(noise, counted, target, step_size, scale):
+    def init(self, noise, position, evaluation):
+        state = self.inner.init(noise, position, evaluation)
+        return _Counted(state, jnp.zeros((), int))
+
+    def step(self, noise, state, target, step_size, scale):
+        inner, (state, count) = self.inner, state
         state, info = jax.lax.cond(
-            counted.count < limit,
+            count < self.limit,
             lambda state: inner.step(noise, state, target, step_size, scale),
             lambda state: (
                 state,
                 InnerInfo(jnp.ones_like(noise.uniform), *jnp.array([True, False])),
             ),
-            counted.state,
+            state,
         )
-        return _Counted(state, counted.count + 1), info
-
-    return inner._replace(init=init, step=step)
+        return _Counted(state, count + 1), info
 
 
 @eqx.filter_jit
@@ -155,7 +166,7 @@ def draw(
         most_steps: of all calls, so that they share a program.
     """
     plan = plan._replace(step_size=jnp.full(SEGMENTS, step_size))
-    limited = first_steps(inner, num_steps)
+    limited = FirstSteps(inner, num_steps)
     path = paths.prior_path(standardised(density))
     key_top, key_down = jr.split(key)
     tops = jr.normal(key_top, (n, density.event_shape[0]))

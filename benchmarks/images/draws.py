@@ -44,11 +44,23 @@ Make = Callable[[Any], Any]
 
 def mala(**options) -> Make:
     """Acceptance from scores: a score network has no energy."""
-    return lambda density: rtk.RTKMALA(score=density, acceptance="simpson", **options)
+    inner = rtk.MALA(acceptance="simpson")
+    return lambda density: rtk.RTKMALA(score=density, inner=inner, **options)
 
 
 def uld(**options) -> Make:
     return lambda density: rtk.RTKULD(score=density, **options)
+
+
+def published_mala(**options) -> Make:
+    inner = rtk.MALA(num_leapfrog=1, acceptance="simpson")
+    return lambda density: rtk.RTKMALA.as_published(
+        score=density, inner=inner, **options
+    )
+
+
+def published_uld(**options) -> Make:
+    return lambda density: rtk.RTKULD.as_published(score=density, **options)
 
 
 # By evaluations. The paper's setting has 8 steps in each of 5 segments, at the smaller
@@ -67,14 +79,14 @@ ROWS: dict[str, dict[int, Make]] = {
         40: uld(num_segments=25, num_steps=(14,)),
     },
     "RTKMALA, paper's setting": {
-        20: mala(setting="paper", num_steps=(2, 2, 1, 1, 1)),
-        40: mala(setting="paper", num_steps=(4, 4, 3, 3, 3)),
-        86: mala(setting="paper"),
+        20: published_mala(num_steps=(2, 2, 1, 1, 1)),
+        40: published_mala(num_steps=(4, 4, 3, 3, 3)),
+        86: published_mala(),
     },
     "RTKULD, paper's setting": {
-        20: uld(setting="paper", num_steps=(3, 3, 3, 3, 2)),
-        40: uld(setting="paper", num_steps=(7, 7, 7, 7, 6)),
-        46: uld(setting="paper"),
+        20: published_uld(num_steps=(3, 3, 3, 3, 2)),
+        40: published_uld(num_steps=(7, 7, 7, 7, 6)),
+        46: published_uld(),
     },
 }
 ENERGY_ROWS: dict[str, dict[int, Make]] = {

@@ -7,7 +7,7 @@ for more.
 
 - ``segment``: the reverse transition kernel of one segment and its Gaussian start.
 - ``inner``, ``mala``, ``uld``, ``acceptance``: the inner samplers and what they share.
-- ``annealed``: runs down and up the ladder, with their weights, and the exact
-  transition made of them.
+- ``annealed``: runs down and up the ladder, with their weights; ``metropolised``: the
+  exact transition made of them; ``annealed_warmup``: what it runs with.
 - ``adapt``: what warm-up adapts.
 """

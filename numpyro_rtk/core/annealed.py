@@ -13,18 +13,14 @@ noised chain): the steps leave the extended target invariant and add nothing. Wh
 segment has no inner steps, :math:`x_{k-1} = z_0` and the intermediate densities cancel:
 a path may cross a region where an intermediate level has no density. (Where a segment
 has inner steps, no run comes down through such a region, and the estimate of the
-constant is short of those paths; the Metropolised transition stays exact.)
+constant is short of those paths; the Metropolised transition of ``metropolised.py``
+stays exact.)
 
 *Up*: from a draw :math:`x_0`, noise it level by level and undo the inner steps (they
 are reversible), which gives the weight of a path that ends in :math:`x_0`.
 
 *Predicted*: without a weight, a deterministic rule of higher order crosses the ladder, and
 inner steps at its end target level 0 itself.
-
-*Metropolised*: among P fresh paths pick one in proportion to its weight, and accept it
-with :math:`\min(1, \sum_j w_j / (\sum_j w_j - w_i + w_0))`, where :math:`w_0` is the
-current draw's own weight from the upward pass. It leaves :math:`\pi_0` invariant for
-any path and any P; a poor path costs acceptance, never correctness.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from numpyro_rtk.core.inner import InnerNoise, InnerSampler, draw_noise
+from numpyro_rtk.core.inner import InnerNoise, InnerSampler, draw_noise, take_steps
 from numpyro_rtk.core.multistep import Multistep, clean_mean, predict, remember
 from numpyro_rtk.core.segment import (
     DensityFn,
@@ -56,12 +52,10 @@ __all__ = [
     "Path",
     "Plan",
     "Run",
-    "Transition",
     "anneal_down",
     "anneal_up",
     "inner_steps",
     "log_reference",
-    "metropolised",
     "num_evals",
     "num_evals_predicted",
     "predict_down",
@@ -114,18 +108,6 @@ class Run(NamedTuple):
     log_weight: jax.Array
     accept_prob: jax.Array
     is_diverging: jax.Array
-
-
-class Transition(NamedTuple):
-    """One Metropolised transition: the new draw, its probability, and the runs."""
-
-    position: jax.Array
-    evaluation: Evaluation
-    accept_prob: jax.Array
-    log_weights: jax.Array
-    current_log_weight: jax.Array
-    down: Run
-    up: Run
 
 
 def log_reference(x: jax.Array) -> jax.Array:
@@ -220,7 +202,7 @@ def predict_down(
         return Run(x, unknown, zero, accept_prob, ~jnp.all(jnp.isfinite(x)))
     target: DensityFn = lambda position: path(position, _slice(levels, 0))
     noise = draw_noise(key, inner, (), local.num_steps, x.size, x.dtype)
-    state, info = _take_steps(noise, x, target(x), target, inner, *local)
+    state, info = take_steps(noise, x, target(x), target, inner, *local)
     accept_prob = accept_prob.at[0].set(info[0])
     return Run(state.position, state.evaluation, zero, accept_prob, info[1])
 
@@ -308,67 +290,6 @@ def anneal_up(
     return Run(top, upper, log_weight, *_collect(info))
 
 
-def metropolised(
-    key: jax.Array,
-    position: jax.Array,
-    evaluation: Evaluation,
-    path: Path,
-    plan: Plan,
-    inner: InnerSampler,
-    num_steps: Sequence[int],
-    num_candidates: int,
-) -> Transition:
-    """One exact transition for level 0 by fresh annealed runs.
-
-    Args:
-        key: PRNG key.
-        position: the current draw, ``(dim,)``.
-        evaluation: the path's evaluation at it, level 0.
-        path: as in :func:`anneal_down`, like ``plan``, ``inner`` and ``num_steps``.
-        plan: see there.
-        inner: see there; must be adjusted.
-        num_steps: see there.
-        num_candidates: P, fresh runs per transition.
-    """
-    key_up, key_top, key_down, key_choose, key_accept = jr.split(key, 5)
-    up = anneal_up(key_up, position, evaluation, path, plan, inner, num_steps)
-    tops = jr.normal(key_top, (num_candidates, *position.shape), position.dtype)
-    keys = jr.split(key_down, num_candidates)
-    down = jax.vmap(lambda k, x: anneal_down(k, x, path, plan, inner, num_steps))(
-        keys, tops
-    )
-    chosen = jr.categorical(key_choose, down.log_weight)
-    log_accept = _log_accept(down.log_weight, chosen, up.log_weight)
-    accept_prob = jnp.exp(jnp.minimum(log_accept, 0.0))
-    is_accepted = jr.uniform(key_accept, (), position.dtype) < accept_prob
-
-    def pick(new, old):
-        return jnp.where(is_accepted, new[chosen], old)
-
-    new_position, new_evaluation = jax.tree.map(
-        pick, (down.position, down.evaluation), (position, evaluation)
-    )
-    return Transition(
-        position=new_position,
-        evaluation=new_evaluation,
-        accept_prob=accept_prob,
-        log_weights=down.log_weight,
-        current_log_weight=up.log_weight,
-        down=down,
-        up=up,
-    )
-
-
-def _log_accept(
-    log_weights: jax.Array, chosen: jax.Array, current: jax.Array
-) -> jax.Array:
-    """``log(sum_j w_j / (sum_j w_j - w_i + w_0))``; -inf when every candidate died."""
-    others = log_weights.at[chosen].set(current)
-    total = jax.nn.logsumexp(log_weights)
-    ratio = total - jax.nn.logsumexp(others)
-    return jnp.where(jnp.isneginf(total), -jnp.inf, ratio)
-
-
 def _steps_ratio(at_start: Evaluation, lower: Evaluation) -> jax.Array:
     """``log pi(z_0) - log pi(z)`` over a segment's inner steps.
 
@@ -404,30 +325,9 @@ def inner_steps(
     target = reverse_kernel(segment, x, lower_fn)
 
     at_z = with_noising(segment, x, z, lower)
-    state, info = _take_steps(noise, z, at_z, target, inner, steps, step_size, scale)
+    state, info = take_steps(noise, z, at_z, target, inner, steps, step_size, scale)
     lower = without_noising(segment, x, state.position, state.evaluation)
     return state.position, lower, info
-
-
-def _take_steps(
-    noise, position, evaluation, target, inner, num_steps, step_size, scale
-):
-    """The state after ``num_steps`` > 0 inner steps, their mean acceptance, any divergence.
-
-    ``noise`` is for as many steps or more.
-    """
-
-    def body(state, random):
-        state, info = inner.step(random, state, target, step_size, scale)
-        return state, (info.accept_prob, info.is_diverging)
-
-    state = inner.init(noise.start, position, evaluation)
-    if num_steps == 1:
-        state, (accept_prob, is_diverging) = body(state, _slice(noise.steps, 0))
-    else:
-        each = _slice(noise.steps, slice(None, num_steps))
-        state, (accept_prob, is_diverging) = jax.lax.scan(body, state, each)
-    return state, (jnp.mean(accept_prob), jnp.any(is_diverging))
 
 
 def _scan_groups(build_body, carry, xs, num_steps: Sequence[int], *, reverse: bool):

@@ -1,12 +1,13 @@
 """What every inner sampler looks like: the same shape, so they are interchangeable.
 
 An inner sampler moves a point under a target given as a :data:`DensityFn`. Each lives
-in a file of its own (``mala.py``, ``uld.py``) as a builder that returns an
-:class:`InnerSampler`. To add one, write one more such file and add it to the table in
-``tests/core/test_inner.py``.
+in a file of its own (``mala.py``, ``uld.py``) as a subclass of :class:`InnerSampler`. To
+add one, write one more such file and add it to the table in ``tests/core/test_inner.py``;
+outside of the package, give an instance of one's own to a kernel as ``inner=``.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -15,19 +16,22 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from numpyro_rtk.core.segment import Evaluation
+from numpyro_rtk.core.segment import DensityFn, Evaluation
 
 __all__ = [
     "LARGEST_ENERGY_ERROR",
     "InnerInfo",
     "InnerNoise",
     "InnerSampler",
+    "InnerState",
     "StepNoise",
     "accept",
     "accept_probability",
+    "check_inner",
     "cut_draws",
     "draw_noise",
     "normal_shapes",
+    "take_steps",
 ]
 
 # NumPyro's and Stan's threshold for a divergence: an energy error of 1,000 nats.
@@ -61,36 +65,91 @@ class InnerNoise(NamedTuple):
     steps: StepNoise
 
 
-class InnerSampler(NamedTuple):
-    """An inner sampler.
+class InnerState(NamedTuple):
+    """``position`` ``(dim,)`` and the target's evaluation there."""
+
+    position: jax.Array
+    evaluation: Evaluation
+
+
+class InnerSampler(ABC):
+    """An inner sampler: ``step``, and facts about it.
+
+    A subclass is best a frozen dataclass of its options, so that samplers of equal
+    options are equal; it says what differs from the values here.
 
     Attributes:
-        init: ``(noise, position, evaluation) -> state``, with standard normals
-            ``(normals_per_start, dim)``; evaluates nothing.
-        step: ``(noise, state, target, step_size, scale) -> (state, info)``, ``noise`` a
-            :class:`StepNoise`. ``step_size`` is dimensionless, ``scale`` the target's
-            spread: per coordinate ``(dim,)``, or a root of its covariance ``(dim, dim)``.
         normals_per_start: standard normals per coordinate that ``init`` takes.
         normals_per_step: those that a step takes.
         evals_per_step: evaluations of the target that a step costs.
-        is_adjusted: whether a step leaves the target exactly invariant.
+        is_adjusted: whether a step leaves the target invariant, but for an error of an
+            acceptance that is estimated.
         uses_energy: whether acceptance reads the log density (not the score alone).
         largest_step: step size beyond which a longer step moves less on a Gaussian (a
             leapfrog path turns back after a quarter period); adaptation stops there.
 
-    States are NamedTuples with at least ``position`` and ``evaluation``. An adjusted
-    step is reversible once the auxiliary variables are drawn anew by ``init`` and
-    dropped at the end; the upward pass of the annealed run relies on it.
+    An adjusted step is reversible once the auxiliary variables are drawn anew by
+    ``init`` and dropped at the end; the upward pass of the annealed run relies on it.
     """
 
-    init: Callable[[jax.Array, jax.Array, Evaluation], Any]
-    step: Callable[..., tuple[Any, InnerInfo]]
-    normals_per_start: int
-    normals_per_step: int
-    evals_per_step: int
-    is_adjusted: bool
-    uses_energy: bool
-    largest_step: float
+    normals_per_start: int = 0
+    normals_per_step: int = 1
+    evals_per_step: int = 1
+    is_adjusted: bool = True
+    uses_energy: bool = True
+    largest_step: float = 10.0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a step leaves the target exactly invariant."""
+        return self.is_adjusted and self.uses_energy
+
+    def init(
+        self, noise: jax.Array, position: jax.Array, evaluation: Evaluation
+    ) -> Any:
+        """The first state; evaluates nothing.
+
+        States are NamedTuples with at least ``position`` and ``evaluation``.
+
+        Args:
+            noise: standard normals, ``(normals_per_start, dim)``.
+            position: ``(dim,)``.
+            evaluation: of the target there.
+        """
+        return InnerState(position, evaluation)
+
+    @abstractmethod
+    def step(
+        self,
+        noise: StepNoise,
+        state: Any,
+        target: DensityFn,
+        step_size: jax.Array,
+        scale: jax.Array,
+    ) -> tuple[Any, InnerInfo]:
+        """One step.
+
+        Args:
+            noise: standard normals ``(normals_per_step, dim)`` and a uniform.
+            state: where from.
+            target: to sample from; called ``evals_per_step`` times.
+            step_size: dimensionless, in units of ``scale``.
+            scale: the target's spread: per coordinate ``(dim,)``, or a root of its
+                covariance ``(dim, dim)``.
+
+        Returns:
+            The next state, and what there is to say of the step.
+        """
+
+
+def check_inner(inner: Any) -> None:
+    """Raise unless ``inner`` is an inner sampler."""
+    if not isinstance(inner, InnerSampler):
+        raise TypeError(
+            "`inner` must be an inner sampler, such as `rtk.MALA()` or `rtk.ULD()`, or an "
+            "instance of a subclass of `numpyro_rtk.core.inner.InnerSampler`; got "
+            f"{inner!r}."
+        )
 
 
 def draw_noise(
@@ -144,6 +203,35 @@ def cut_draws(
         part.reshape((*leading, *shape))
         for part, shape in zip(parts, shapes, strict=True)
     ]
+
+
+def take_steps(
+    noise: InnerNoise,
+    position: jax.Array,
+    evaluation: Evaluation,
+    target: DensityFn,
+    inner: InnerSampler,
+    num_steps: int,
+    step_size: jax.Array,
+    scale: jax.Array,
+) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+    """The state after ``num_steps`` > 0 steps, their mean acceptance, any divergence.
+
+    ``noise`` is for as many steps or more; all else as in :class:`InnerSampler`.
+    """
+
+    def body(state, random):
+        state, info = inner.step(random, state, target, step_size, scale)
+        return state, (info.accept_prob, info.is_diverging)
+
+    state = inner.init(noise.start, position, evaluation)
+    if num_steps == 1:
+        only = jax.tree.map(lambda leaf: leaf[0], noise.steps)
+        state, (accept_prob, is_diverging) = body(state, only)
+    else:
+        each = jax.tree.map(lambda leaf: leaf[:num_steps], noise.steps)
+        state, (accept_prob, is_diverging) = jax.lax.scan(body, state, each)
+    return state, (jnp.mean(accept_prob), jnp.any(is_diverging))
 
 
 def accept_probability(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,8 +16,8 @@ of ``log_density``.
 """
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,101 +27,111 @@ from numpyro_rtk.core import acceptance as rules
 from numpyro_rtk.core.inner import (
     InnerInfo,
     InnerSampler,
+    InnerState,
     StepNoise,
     accept,
     accept_probability,
     stretch,
     unstretch_score,
 )
-from numpyro_rtk.core.segment import DensityFn, Evaluation
+from numpyro_rtk.core.segment import DensityFn
 
-__all__ = ["MALAState", "mala"]
-
-
-class MALAState(NamedTuple):
-    """``position`` ``(dim,)`` and the target's evaluation there."""
-
-    position: jax.Array
-    evaluation: Evaluation
+__all__ = ["MALA"]
 
 
-def _init(noise: jax.Array, position: jax.Array, evaluation: Evaluation) -> MALAState:
-    del noise  # every step has a momentum of its own
-    return MALAState(position, evaluation)
+@dataclass(frozen=True)
+class MALA(InnerSampler):
+    r"""Metropolis-adjusted Langevin steps, made of leapfrog steps; given as ``inner=``.
 
+    With step size h, the target's spread S (so that it has about unit variance in units
+    of S) and a fresh momentum :math:`p \sim N(0, I)` one leapfrog step proposes
 
-def mala(
-    *,
-    num_leapfrog: int = 2,
-    acceptance: str = "energy",
-    move_radius: float | None = None,
-    ball_radius: float | None = None,
-) -> InnerSampler:
-    """Build the sampler.
+    .. math:: z' = z + \tfrac{h^2}{2} S S^\top \nabla \log \pi(z) + h S p ,
+
+    which is accepted or refused: MALA with one of them, short HMC with more.
 
     Args:
-        num_leapfrog: leapfrog steps per inner step; 1 is plain MALA.
-        acceptance: ``"energy"`` (exact); from scores alone: ``"simpson"``,
-            ``"trapezoid"`` or ``"taylor"`` (the paper's).
-        move_radius: the paper's projection: refuse a move longer than this.
-        ball_radius: the paper's projection: refuse a proposal farther than this from 0.
+        num_leapfrog: leapfrog steps per inner step, an evaluation each; 1 is plain MALA.
+        acceptance: ``"energy"`` (exact), or from scores alone ``"simpson"``,
+            ``"trapezoid"``, ``"taylor"`` (the paper's estimate): for densities without an
+            energy. Such steps are approximate: they have no weights, and no exact kernel
+            takes them.
+        move_radius: the paper's projection: refuse a move longer than this, on the
+            standardised scale.
+        ball_radius: the paper's projection: refuse a point farther than this from the
+            centre, on the standardised scale.
 
     Raises:
-        ValueError: for options outside these.
-    """
-    check_positive_int("num_leapfrog", num_leapfrog)
-    if acceptance not in rules.RULES:
-        raise ValueError(
-            f"`acceptance` must be one of {rules.RULES}; got {acceptance!r}."
-        )
-    if acceptance != "energy" and num_leapfrog > 2:
-        raise ValueError(
-            "`num_leapfrog` must be 1 or 2 when `acceptance` is estimated from scores; "
-            f"got {num_leapfrog!r}."
-        )
-    for name, radius in (("move_radius", move_radius), ("ball_radius", ball_radius)):
-        if radius is not None:
-            check_positive(name, radius)
+        ValueError, TypeError: for options outside these.
 
-    extra_evals = {
-        "energy": 0,
-        "simpson": 1 if num_leapfrog == 1 else 0,
-        "trapezoid": 0,
-        "taylor": 1,
-    }[acceptance]
+    References:
+        G. Roberts, R. Tweedie, *Exponential convergence of Langevin distributions and
+        their discrete approximations*, Bernoulli 1996. Algorithm 2 of X. Huang et al.,
+        *Reverse Transition Kernel*, NeurIPS 2024, arXiv 2405.16387.
+    """
+
+    num_leapfrog: int = 2
+    acceptance: str = "energy"
+    move_radius: float | None = None
+    ball_radius: float | None = None
+
+    def __post_init__(self):
+        check_positive_int("num_leapfrog", self.num_leapfrog)
+        if self.acceptance not in rules.RULES:
+            raise ValueError(
+                f"`acceptance` must be one of {rules.RULES}; got {self.acceptance!r}."
+            )
+        if not self.uses_energy and self.num_leapfrog > 2:
+            raise ValueError(
+                "`num_leapfrog` must be 1 or 2 when `acceptance` is estimated from "
+                f"scores; got {self.num_leapfrog!r}."
+            )
+        for name in ("move_radius", "ball_radius"):
+            radius = getattr(self, name)
+            if radius is not None:
+                check_positive(name, radius)
+
+    @property
+    def evals_per_step(self) -> int:
+        """One for each leapfrog step, and what the acceptance costs beyond."""
+        is_chord = self.acceptance == "simpson" and self.num_leapfrog == 1
+        return self.num_leapfrog + (is_chord or self.acceptance == "taylor")
+
+    @property
+    def uses_energy(self) -> bool:
+        """Whether acceptance reads the log density."""
+        return self.acceptance == "energy"
+
+    @property
+    def largest_step(self) -> float:
+        """A quarter period, over all leapfrog steps."""
+        return 0.5 * math.pi / self.num_leapfrog
 
     def step(
+        self,
         noise: StepNoise,
-        state: MALAState,
+        state: InnerState,
         target: DensityFn,
         step_size: jax.Array,
         scale: jax.Array,
-    ) -> tuple[MALAState, InnerInfo]:
+    ) -> tuple[InnerState, InnerInfo]:
+        """See :class:`InnerSampler`."""
         start, momentum = state.position, noise.normal[0]
         nodes, evaluations, end_momentum = _leapfrog(
-            state, momentum, target, step_size, scale, num_leapfrog
+            state, momentum, target, step_size, scale, self.num_leapfrog
         )
         end, end_evaluation = nodes[-1], evaluations[-1]
-        gain = _log_density_gain(acceptance, target, nodes, evaluations)
+        gain = _log_density_gain(self.acceptance, target, nodes, evaluations)
         kinetic = 0.5 * (jnp.sum(momentum**2) - jnp.sum(end_momentum**2))
         accept_prob, is_diverging = accept_probability(gain + kinetic)
-        accept_prob = accept_prob * _is_inside(start, end, move_radius, ball_radius)
+        accept_prob = accept_prob * _is_inside(
+            start, end, self.move_radius, self.ball_radius
+        )
         is_accepted = noise.uniform < accept_prob
-        proposed = MALAState(end, end_evaluation)
+        proposed = InnerState(end, end_evaluation)
         return accept(is_accepted, proposed, state), InnerInfo(
             accept_prob, is_accepted, is_diverging
         )
-
-    return InnerSampler(
-        init=_init,
-        step=step,
-        normals_per_start=0,
-        normals_per_step=1,
-        evals_per_step=num_leapfrog + extra_evals,
-        is_adjusted=True,
-        uses_energy=acceptance == "energy",
-        largest_step=0.5 * math.pi / num_leapfrog,
-    )
 
 
 def _leapfrog(state, momentum, target, step_size, scale, num_leapfrog):

@@ -18,6 +18,7 @@ OBABO with a Metropolis test, Bou-Rabee & Vanden-Eijnden 2010). The sequence is 
 palindrome, hence reversible once the momentum is drawn anew and dropped.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ from numpyro_rtk.core.inner import (
 )
 from numpyro_rtk.core.segment import DensityFn, Evaluation
 
-__all__ = ["ULDState", "uld"]
+__all__ = ["ULD", "ULDState", "UnadjustedULD"]
 
 
 class ULDState(NamedTuple):
@@ -47,61 +48,108 @@ class ULDState(NamedTuple):
     evaluation: Evaluation
 
 
-def _init(noise: jax.Array, position: jax.Array, evaluation: Evaluation) -> ULDState:
-    return ULDState(position, noise[0], evaluation)
+@dataclass(frozen=True)
+class ULD(InnerSampler):
+    r"""Metropolis-adjusted underdamped Langevin steps; given as ``inner=``.
 
+    In units of the target's spread, with a velocity u of law :math:`N(0, I)`,
 
-def uld(*, friction: float = 2.0, adjusted: bool = False) -> InnerSampler:
-    """Build the sampler.
+    .. math:: dz = u\,d\tau, \qquad du = -\gamma u\,d\tau + \nabla\log\pi(z)\,d\tau
+              + \sqrt{2\gamma}\,dB .
+
+    A step costs one evaluation; it refreshes half of the velocity, makes one leapfrog step,
+    which is accepted or refused, and refreshes the other half. ``RTKULD`` without
+    ``adjusted=True`` takes the paper's steps in its place, which have no such test.
 
     Args:
-        friction: gamma, per unit of time on the scaled coordinates; the paper takes
-            about the square root of the target's smoothness, 1 after scaling.
-        adjusted: whether a Metropolis test removes the integrator's bias.
+        friction: gamma, per unit of time in those units; the paper takes about the square
+            root of the target's smoothness, which is 1 in them.
+
+    Raises:
+        ValueError, TypeError: for a friction that is not a positive number.
+
+    References:
+        A. Horowitz, *A generalized guided Monte Carlo algorithm*, Phys. Lett. B 1991;
+        N. Bou-Rabee, E. Vanden-Eijnden, *Pathwise accuracy and ergodicity of metropolized
+        integrators for SDEs*, CPAM 2010. Algorithm 3 of X. Huang et al., *Reverse
+        Transition Kernel*, NeurIPS 2024, arXiv 2405.16387.
     """
-    check_positive("friction", friction)
-    return InnerSampler(
-        init=_init,
-        step=_adjusted_step(friction) if adjusted else _exponential_step(friction),
-        normals_per_start=1,
-        normals_per_step=2,
-        evals_per_step=1,
-        is_adjusted=adjusted,
-        uses_energy=adjusted,
-        largest_step=1.0,
-    )
 
+    friction: float = 2.0
+    normals_per_start = 1
+    normals_per_step = 2
+    largest_step = 1.0
 
-def exponential_noise(
-    friction: float, step_size: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""The noise of the exact linear step, as the factors of its 2 x 2 covariance.
+    def __post_init__(self):
+        check_positive("friction", self.friction)
 
-    :math:`\xi_u = \sigma_u e_1` and :math:`\xi_z = b\,\xi_u + \sigma_r e_2` with
-    independent standard normals. With :math:`\theta = \gamma\tau`, the paper's moments
-    are :math:`\sigma_u^2 = 1 - e^{-2\theta}`, :math:`b = \tanh(\theta/2) / \gamma` and
-    :math:`\sigma_r^2 = 2(\theta - 2\tanh(\theta/2)) / \gamma^2`.
+    def unadjusted(self) -> "UnadjustedULD":
+        """The paper's steps of the same friction."""
+        return UnadjustedULD(self.friction)
 
-    Returns:
-        ``sd_u``, ``slope`` b and ``sd_rest``, scalars.
-    """
-    theta = friction * step_size
-    tanh = jnp.tanh(0.5 * theta)
-    # the difference of order theta**3 / 12 loses its digits where theta is small
-    series = theta**3 / 12.0 * (1.0 - theta**2 / 10.0 + 17.0 * theta**4 / 1680.0)
-    rest = jnp.where(theta < 0.3, series, theta - 2.0 * tanh)
-    sd_u = jnp.sqrt(-jnp.expm1(-2.0 * theta))
-    return sd_u, tanh / friction, jnp.sqrt(2.0 * rest) / friction
+    def init(
+        self, noise: jax.Array, position: jax.Array, evaluation: Evaluation
+    ) -> ULDState:
+        """See :class:`InnerSampler`."""
+        return ULDState(position, noise[0], evaluation)
 
-
-def _exponential_step(friction: float):
     def step(
+        self,
         noise: StepNoise,
         state: ULDState,
         target: DensityFn,
         step_size: jax.Array,
         scale: jax.Array,
     ) -> tuple[ULDState, InnerInfo]:
+        """See :class:`InnerSampler`."""
+        keep = jnp.exp(-0.5 * self.friction * step_size)
+        velocity = _refresh(noise.normal[0], state.velocity, keep)
+
+        force = unstretch_score(scale, state.evaluation.score)
+        half = velocity + 0.5 * step_size * force
+        position = state.position + step_size * stretch(scale, half)
+        evaluation = target(position)
+        end = half + 0.5 * step_size * unstretch_score(scale, evaluation.score)
+        gain = evaluation.log_density - state.evaluation.log_density
+        kinetic = 0.5 * (jnp.sum(velocity**2) - jnp.sum(end**2))
+        accept_prob, is_diverging = accept_probability(gain + kinetic)
+        is_accepted = noise.uniform < accept_prob
+        moved = accept(
+            is_accepted,
+            ULDState(position, end, evaluation),
+            ULDState(state.position, -velocity, state.evaluation),
+        )
+        moved = moved._replace(velocity=_refresh(noise.normal[1], moved.velocity, keep))
+        return moved, InnerInfo(accept_prob, is_accepted, is_diverging)
+
+
+@dataclass(frozen=True)
+class UnadjustedULD(InnerSampler):
+    """The paper's steps, biased by the step size; made by :meth:`ULD.unadjusted`."""
+
+    friction: float
+    normals_per_start = 1
+    normals_per_step = 2
+    is_adjusted = False
+    uses_energy = False
+    largest_step = 1.0
+
+    def init(
+        self, noise: jax.Array, position: jax.Array, evaluation: Evaluation
+    ) -> ULDState:
+        """See :class:`InnerSampler`."""
+        return ULDState(position, noise[0], evaluation)
+
+    def step(
+        self,
+        noise: StepNoise,
+        state: ULDState,
+        target: DensityFn,
+        step_size: jax.Array,
+        scale: jax.Array,
+    ) -> tuple[ULDState, InnerInfo]:
+        """See :class:`InnerSampler`."""
+        friction = self.friction
         sd_u, slope, sd_rest = exponential_noise(friction, step_size)
         noise_u = sd_u * noise.normal[0]
         noise_z = slope * noise_u + sd_rest * noise.normal[1]
@@ -124,38 +172,27 @@ def _exponential_step(friction: float):
         one = jnp.ones_like(noise.uniform)
         return accept(taken, proposed, state), InnerInfo(one, taken, ~taken)
 
-    return step
 
+def exponential_noise(
+    friction: float, step_size: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""The noise of the exact linear step, as the factors of its 2 x 2 covariance.
 
-def _adjusted_step(friction: float):
-    def step(
-        noise: StepNoise,
-        state: ULDState,
-        target: DensityFn,
-        step_size: jax.Array,
-        scale: jax.Array,
-    ) -> tuple[ULDState, InnerInfo]:
-        keep = jnp.exp(-0.5 * friction * step_size)
-        velocity = _refresh(noise.normal[0], state.velocity, keep)
+    :math:`\xi_u = \sigma_u e_1` and :math:`\xi_z = b\,\xi_u + \sigma_r e_2` with
+    independent standard normals. With :math:`\theta = \gamma\tau`, the paper's moments
+    are :math:`\sigma_u^2 = 1 - e^{-2\theta}`, :math:`b = \tanh(\theta/2) / \gamma` and
+    :math:`\sigma_r^2 = 2(\theta - 2\tanh(\theta/2)) / \gamma^2`.
 
-        force = unstretch_score(scale, state.evaluation.score)
-        half = velocity + 0.5 * step_size * force
-        position = state.position + step_size * stretch(scale, half)
-        evaluation = target(position)
-        end = half + 0.5 * step_size * unstretch_score(scale, evaluation.score)
-        gain = evaluation.log_density - state.evaluation.log_density
-        kinetic = 0.5 * (jnp.sum(velocity**2) - jnp.sum(end**2))
-        accept_prob, is_diverging = accept_probability(gain + kinetic)
-        is_accepted = noise.uniform < accept_prob
-        moved = accept(
-            is_accepted,
-            ULDState(position, end, evaluation),
-            ULDState(state.position, -velocity, state.evaluation),
-        )
-        moved = moved._replace(velocity=_refresh(noise.normal[1], moved.velocity, keep))
-        return moved, InnerInfo(accept_prob, is_accepted, is_diverging)
-
-    return step
+    Returns:
+        ``sd_u``, ``slope`` b and ``sd_rest``, scalars.
+    """
+    theta = friction * step_size
+    tanh = jnp.tanh(0.5 * theta)
+    # the difference of order theta**3 / 12 loses its digits where theta is small
+    series = theta**3 / 12.0 * (1.0 - theta**2 / 10.0 + 17.0 * theta**4 / 1680.0)
+    rest = jnp.where(theta < 0.3, series, theta - 2.0 * tanh)
+    sd_u = jnp.sqrt(-jnp.expm1(-2.0 * theta))
+    return sd_u, tanh / friction, jnp.sqrt(2.0 * rest) / friction
 
 
 def _refresh(noise: jax.Array, velocity: jax.Array, keep: jax.Array) -> jax.Array:

@@ -62,13 +62,12 @@ class PathKernel(MCMCKernel):
         *,
         score: Any,
         path: str | None,
-        build_inner: Callable[[], InnerSampler],
+        inner: InnerSampler,
         forward_mode_differentiation: bool = False,
     ):
         check_bool("forward_mode_differentiation", forward_mode_differentiation)
         self._problem = _problem(model, score, path, forward_mode_differentiation)
-        self._build_inner = build_inner
-        self._inner = build_inner()
+        self._inner = inner
         self._num_warmup = 0
         self._sample_fn: Callable | None = None
 
@@ -108,13 +107,8 @@ class PathKernel(MCMCKernel):
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        # closures do not pickle
-        state["_sample_fn"] = state["_inner"] = None
+        state["_sample_fn"] = None  # closures do not pickle
         return state
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        self._inner = self._build_inner()
 
     def init(
         self,

@@ -3,7 +3,6 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,11 +29,11 @@ from numpyro_rtk.core.exchange import (
     evaluate_all,
     sweep,
 )
+from numpyro_rtk.core.inner import InnerSampler, check_inner
 from numpyro_rtk.core.ladder import LEAST_ACCEPTANCE, suggest_levels
-from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.modes import JumpNoise, jump, log_shares
 from numpyro_rtk.core.population import Descent
-from numpyro_rtk.core.uld import uld
 from numpyro_rtk.core.warmup import (
     NUM_PILOT,
     NUM_PILOTS,
@@ -62,6 +61,7 @@ _NUM_LEVELS = 14
 _NUM_PARTICLES, _FEW_PARTICLES, _MANY_DIMENSIONS = 1024, 256, 64
 # Beyond this many dimensions matrices would cost more than they gain; see `dense`.
 _LARGEST_DENSE = 128
+_EXCHANGES = ("best", "rtk", "swap")
 
 
 @lists_its_fields
@@ -170,8 +170,9 @@ class RTKReplicaExchange(PathKernel):
             it finds the modes, and every chain starts from it. More find narrower ones.
             None: 1,024 in up to 64 dimensions, else 256.
         num_sweeps: pairs of sweeps (even edges, then odd ones) per draw.
-        inner: local moves: ``"mala"`` or ``"uld"`` (Metropolis-adjusted).
-        num_leapfrog: leapfrog steps of a local ``"mala"`` move.
+        inner: how replicas move at their levels: :class:`~numpyro_rtk.MALA` (the default),
+            :class:`~numpyro_rtk.ULD` or a sampler of your own, Metropolis-adjusted with
+            an acceptance that reads the energy.
         num_inner_steps: inner steps on the reverse kernel in each exchange.
         exchange: ``"best"``: on each edge what warm-up found to pass more often of
             ``"rtk"``, the reverse transition kernel, and ``"swap"``, a plain swap.
@@ -180,7 +181,6 @@ class RTKReplicaExchange(PathKernel):
         adapt_ladder: whether warm-up moves the levels.
         step_size: of the local moves; None adapts one per level.
         target_accept_prob: aim of that adaptation.
-        friction: of ``"uld"``.
         dense: whether warm-up adapts full covariances (as ``dense_mass`` of NUTS does) or
             their diagonals; None: full ones up to 128 dimensions.
         path: see :class:`RTKMALA`.
@@ -205,34 +205,33 @@ class RTKReplicaExchange(PathKernel):
         num_levels: int | None = None,
         num_particles: int | None = None,
         num_sweeps: int = 2,
-        inner: str = "mala",
-        num_leapfrog: int = 2,
+        inner: InnerSampler | None = None,
         num_inner_steps: int = 0,
         exchange: str = "best",
         ladder: Ladder = "log_snr",
         adapt_ladder: bool = True,
         step_size: float | None = None,
         target_accept_prob: float = 0.65,
-        friction: float = 2.0,
         dense: bool | None = None,
         path: str | None = None,
         forward_mode_differentiation: bool = False,
     ):
-        for name, value, allowed in (
-            ("inner", inner, ("mala", "uld")),
-            ("exchange", exchange, ("best", "rtk", "swap")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}; got {value!r}.")
-        if inner == "uld":
-            build_inner = partial(uld, friction=friction, adjusted=True)
-        else:
-            build_inner = partial(mala, num_leapfrog=num_leapfrog)
+        if exchange not in _EXCHANGES:
+            raise ValueError(
+                f"`exchange` must be one of {_EXCHANGES}; got {exchange!r}."
+            )
+        inner = MALA() if inner is None else inner
+        check_inner(inner)
+        if not inner.is_exact:
+            raise ValueError(
+                "`inner` must have a Metropolis test that reads the energy in "
+                f"RTKReplicaExchange, whose levels are else biased; got {inner!r}."
+            )
         super().__init__(
             model,
             score=score,
             path=path,
-            build_inner=build_inner,
+            inner=inner,
             forward_mode_differentiation=forward_mode_differentiation,
         )
         if num_levels is not None:

@@ -1,10 +1,10 @@
 """RTKMALA: algorithms 1 and 2 of the RTK paper as a NumPyro kernel."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
-from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.inner import InnerSampler, check_inner
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.kernels.annealed_kernel import AnnealedKernel
 from numpyro_rtk.noise import Ladder
 
@@ -56,14 +56,9 @@ class RTKMALA(AnnealedKernel):
             themselves, ``(K + 1,)`` from 0 up.
         corrected: see above; None is True with ``model`` and False with ``score``.
         num_candidates: P, fresh runs per corrected draw.
-        acceptance: ``"energy"`` (exact), or from scores alone ``"simpson"``,
-            ``"trapezoid"``, ``"taylor"`` (the paper's estimate): for densities without an
+        inner: how inner steps move: :class:`~numpyro_rtk.MALA`, or a Metropolis-adjusted
+            sampler of your own. ``MALA(acceptance="simpson")`` is for densities without an
             energy; such draws have no weights.
-        num_leapfrog: leapfrog steps per inner step; 1 is plain MALA.
-        move_radius: the paper's projection: refuse an inner move longer than this, on
-            the standardised scale.
-        ball_radius: the paper's projection: refuse a point farther than this from the
-            centre.
         predictor: how a segment is crossed. ``"gaussian"``: by a draw from its Gaussian
             start, which gives weights; inner steps then target reverse kernels.
             ``"multistep"``: by a deterministic rule with the clean values of all levels
@@ -74,9 +69,6 @@ class RTKMALA(AnnealedKernel):
             ``num_steps`` asks for steps in other segments.
         path: ``"gaussian"`` samples a model without a learned prior, annealed from a
             Gaussian fitted in warm-up.
-        setting: ``"paper"`` takes the published choices (5 uniform segments, MALA with 8
-            steps in each from N(x e^eta / 2, I / 4L)), for reproduction: it does not
-            converge to the right mode weights.
         forward_mode_differentiation: as of NUTS: differentiate the model forwards, which
             a ``lax.while_loop`` in it asks for. Costs grow with the number of coordinates.
 
@@ -103,37 +95,22 @@ class RTKMALA(AnnealedKernel):
         ladder: Ladder | None = None,
         corrected: bool | None = None,
         num_candidates: int = 4,
-        acceptance: str = "energy",
-        num_leapfrog: int | None = None,
-        move_radius: float | None = None,
-        ball_radius: float | None = None,
+        inner: InnerSampler | None = None,
         predictor: str | None = None,
         path: str | None = None,
-        setting: str = "default",
         forward_mode_differentiation: bool = False,
     ):
-        if num_leapfrog is None:
-            num_leapfrog = 1 if setting == "paper" else 2
-        build_inner = partial(
-            mala,
-            num_leapfrog=num_leapfrog,
-            acceptance=acceptance,
-            move_radius=move_radius,
-            ball_radius=ball_radius,
-        )
-        is_exact = acceptance == "energy"
-        if corrected and not is_exact:
+        inner = MALA() if inner is None else inner
+        check_inner(inner)
+        if not inner.is_adjusted:
             raise ValueError(
-                '`corrected=True` needs `acceptance="energy"`: an acceptance estimated '
-                f"from scores leaves a bias; got {acceptance!r}."
+                "`inner` must have a Metropolis test (`is_adjusted`) in RTKMALA; got "
+                f"{inner!r}."
             )
-        if corrected is None and not is_exact:
-            corrected = False
         super().__init__(
             model,
             score=score,
-            build_inner=build_inner,
-            weighted=is_exact,
+            inner=inner,
             num_segments=num_segments,
             num_steps=num_steps,
             step_size=step_size,
@@ -143,6 +120,9 @@ class RTKMALA(AnnealedKernel):
             num_candidates=num_candidates,
             predictor=predictor,
             path=path,
-            setting=setting,
             forward_mode_differentiation=forward_mode_differentiation,
         )
+
+    @classmethod
+    def _published_inner(cls) -> InnerSampler:
+        return MALA(num_leapfrog=1)

@@ -1,10 +1,11 @@
 """RTKULD: algorithms 1 and 3 of the RTK paper as a NumPyro kernel."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
-from numpyro_rtk.core.uld import uld
+from numpyro_rtk._checks import check_bool
+from numpyro_rtk.core.inner import InnerSampler, check_inner
+from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.kernels.annealed_kernel import AnnealedKernel
 from numpyro_rtk.noise import Ladder
 
@@ -32,13 +33,12 @@ class RTKULD(AnnealedKernel):
             the multistep predictor and 0.3 otherwise.
         target_accept_prob: aim of that adaptation.
         ladder: see :class:`RTKMALA`.
-        friction: gamma, in the same units.
+        inner: :class:`~numpyro_rtk.ULD`, with its friction in the same units.
         adjusted: see above.
         corrected: see :class:`RTKMALA`; requires ``adjusted=True``.
         num_candidates: P, fresh runs per corrected draw.
         predictor: see :class:`RTKMALA`.
         path: see :class:`RTKMALA`.
-        setting: see :class:`RTKMALA`; both kernels then take the paper's start for MALA.
         forward_mode_differentiation: see :class:`RTKMALA`.
 
     Raises:
@@ -58,22 +58,28 @@ class RTKULD(AnnealedKernel):
         step_size: float | None = None,
         target_accept_prob: float | None = None,
         ladder: Ladder | None = None,
-        friction: float = 2.0,
+        inner: ULD | None = None,
         adjusted: bool = False,
         corrected: bool | None = None,
         num_candidates: int = 4,
         predictor: str | None = None,
         path: str | None = None,
-        setting: str = "default",
         forward_mode_differentiation: bool = False,
     ):
-        if num_steps is None and score is not None and setting == "default":
+        inner = ULD() if inner is None else inner
+        check_inner(inner)
+        if not isinstance(inner, ULD):
+            raise TypeError(
+                "`inner` must be an `rtk.ULD` in RTKULD, which knows it with and without a "
+                f"Metropolis test; got {inner!r}. RTKMALA takes any that has one."
+            )
+        check_bool("adjusted", adjusted)
+        if num_steps is None and score is not None:
             num_steps = (6,)  # a step costs one evaluation, half of RTKMALA's
         super().__init__(
             model,
             score=score,
-            build_inner=partial(uld, friction=friction, adjusted=adjusted),
-            weighted=adjusted,
+            inner=inner if adjusted else inner.unadjusted(),
             num_segments=num_segments,
             num_steps=num_steps,
             step_size=step_size,
@@ -83,6 +89,9 @@ class RTKULD(AnnealedKernel):
             num_candidates=num_candidates,
             predictor=predictor,
             path=path,
-            setting=setting,
             forward_mode_differentiation=forward_mode_differentiation,
         )
+
+    @classmethod
+    def _published_inner(cls) -> InnerSampler:
+        return ULD()

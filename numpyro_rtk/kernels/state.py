@@ -4,8 +4,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from numpyro_rtk.core.adapt import Frame, Moments, StepSize, Trials
-from numpyro_rtk.core.multistep import Multistep
+from numpyro_rtk.core.annealed_warmup import AnnealedAdapt
 
 __all__ = ["AdaptState", "RTKState", "lists_its_fields"]
 
@@ -21,7 +20,7 @@ def lists_its_fields(cls: type[_T]) -> type[_T]:
     NumPyro looks for each of ``extra_fields`` as an attribute, and then as a key; without
     this the user reads "tuple indices must be integers".
     """
-    fields: tuple[str, ...] = vars(cls)["_fields"]
+    fields: tuple[str, ...] = getattr(cls, "_fields", ())
     properties = (n for n, v in vars(cls).items() if isinstance(v, property))
     names = [name for name in (*fields, *properties) if name not in _NOT_COLLECTED]
 
@@ -44,26 +43,8 @@ def lists_its_fields(cls: type[_T]) -> type[_T]:
 
 
 @lists_its_fields
-class AdaptState(NamedTuple):
-    """What warm-up tunes; frozen afterwards.
-
-    Attributes:
-        steps: step sizes and their running average.
-        second_moment: the prior's mean squared score, ``(K + 1, dim)``.
-        multistep: the fitted predictor; None where there is none.
-        likelihood_variance: c of the posterior path, on the standardised scale.
-        trials: warm-up's comparison of values for it.
-        frame: what positions and log densities are measured from.
-        moments: running moments of their draws.
-    """
-
-    steps: StepSize
-    second_moment: jax.Array
-    multistep: Multistep | None
-    likelihood_variance: jax.Array
-    trials: Trials
-    frame: Frame
-    moments: Moments
+class AdaptState(AnnealedAdapt):
+    """What warm-up tunes, with the names that ``extra_fields`` may ask for."""
 
     @property
     def step_size(self) -> jax.Array:

@@ -1,6 +1,8 @@
 """Every inner sampler through the same table; a new one is one more row."""
 
+import dataclasses
 import functools
+import pickle
 from typing import NamedTuple
 
 import jax
@@ -11,10 +13,15 @@ import pytest
 from scipy import linalg
 
 from numpyro_rtk.core import mala as mala_module, uld as uld_module
-from numpyro_rtk.core.inner import InnerSampler, accept_probability, draw_noise
-from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.inner import (
+    InnerSampler,
+    accept_probability,
+    check_inner,
+    draw_noise,
+)
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.segment import Evaluation
-from numpyro_rtk.core.uld import exponential_noise, uld
+from numpyro_rtk.core.uld import ULD, exponential_noise
 from tests.oracles import SKEWED, assert_mean, gaussian_target, summaries, z_score
 
 N = 20_000
@@ -31,22 +38,18 @@ class Row(NamedTuple):
 
 # Score-only rows are exact up to the rule's error, so their steps are shorter.
 TABLE = {
-    "mala-1": Row(mala(num_leapfrog=1), 0.9),
-    "mala-2": Row(mala(num_leapfrog=2), 0.9),
-    "mala-3": Row(mala(num_leapfrog=3), 0.8),
-    "mala-1-simpson": Row(mala(num_leapfrog=1, acceptance="simpson"), 0.5),
-    "mala-2-simpson": Row(mala(num_leapfrog=2, acceptance="simpson"), 0.3),
-    "mala-1-trapezoid": Row(mala(num_leapfrog=1, acceptance="trapezoid"), 0.2),
-    "mala-1-taylor": Row(mala(num_leapfrog=1, acceptance="taylor"), 0.1),
-    "mala-projected": Row(mala(move_radius=1.5, ball_radius=BALL), 0.5, BALL),
-    "uld-adjusted": Row(uld(friction=2.0, adjusted=True), 0.9),
-    "uld-unadjusted": Row(uld(friction=2.0), 0.3),
+    "mala-1": Row(MALA(num_leapfrog=1), 0.9),
+    "mala-2": Row(MALA(num_leapfrog=2), 0.9),
+    "mala-3": Row(MALA(num_leapfrog=3), 0.8),
+    "mala-1-simpson": Row(MALA(num_leapfrog=1, acceptance="simpson"), 0.5),
+    "mala-2-simpson": Row(MALA(num_leapfrog=2, acceptance="simpson"), 0.3),
+    "mala-1-trapezoid": Row(MALA(num_leapfrog=1, acceptance="trapezoid"), 0.2),
+    "mala-1-taylor": Row(MALA(num_leapfrog=1, acceptance="taylor"), 0.1),
+    "mala-projected": Row(MALA(move_radius=1.5, ball_radius=BALL), 0.5, BALL),
+    "uld-adjusted": Row(ULD(friction=2.0), 0.9),
+    "uld-unadjusted": Row(ULD(friction=2.0).unadjusted(), 0.3),
 }
-EXACT = [
-    name
-    for name, row in TABLE.items()
-    if row.sampler.is_adjusted and row.sampler.uses_energy
-]
+EXACT = [name for name, row in TABLE.items() if row.sampler.is_exact]
 INVARIANT = [name for name in TABLE if name != "uld-unadjusted"]
 SCALE = jnp.array([0.7, 0.9])
 
@@ -130,7 +133,7 @@ def test_negative_control_momentum_not_flipped(key, monkeypatch):
         old._replace(velocity=-old.velocity),
     )
     monkeypatch.setattr(uld_module, "accept", keep_sign)
-    row = Row(uld(friction=0.1, adjusted=True), 1.3)
+    row = Row(ULD(friction=0.1), 1.3)
     before, after, _ = before_and_after(row, key, num_steps=16)
     assert np.max(np.abs(z_score(summaries(after) - summaries(before)))) > 8.0
     monkeypatch.undo()
@@ -228,7 +231,13 @@ def test_an_unstable_step_does_not_explode(friction, key):
     """A scale 300 times too large: steps are flagged and not taken, nothing overflows."""
     target, x = gaussian_target([0.0], [1e-5]), jnp.array([0.001])
     run = lambda k: run_chain(
-        uld(friction=friction), target, k, x, jnp.float32(0.5), 50, jnp.ones(1)
+        ULD(friction=friction).unadjusted(),
+        target,
+        k,
+        x,
+        jnp.float32(0.5),
+        50,
+        jnp.ones(1),
     )
     state, info = jax.jit(run)(key)
     assert np.any(info.is_diverging)
@@ -268,7 +277,8 @@ def stationary_variance(friction, step_size):
 
     The step is linear: its matrix is read off the sampler by differentiation.
     """
-    sampler, target = uld(friction=friction), gaussian_target([0.0], [1.0])
+    sampler = ULD(friction=friction).unadjusted()
+    target = gaussian_target([0.0], [1.0])
 
     def move(zu):
         noise = one_step(jr.key(1), sampler, zu[:1])
@@ -311,19 +321,19 @@ def test_unadjusted_uld_has_the_variance_of_its_recursion(step_size, key):
 
 
 REFUSED = [
-    (lambda: mala(num_leapfrog=0), ValueError, "`num_leapfrog` must be at least 1"),
-    (lambda: mala(num_leapfrog=1.5), TypeError, "`num_leapfrog` must be an integer"),
-    (lambda: mala(acceptance="exact"), ValueError, "`acceptance` must be one of"),
+    (lambda: MALA(num_leapfrog=0), ValueError, "`num_leapfrog` must be at least 1"),
+    (lambda: MALA(num_leapfrog=1.5), TypeError, "`num_leapfrog` must be an integer"),
+    (lambda: MALA(acceptance="exact"), ValueError, "`acceptance` must be one of"),
     (
-        lambda: mala(num_leapfrog=3, acceptance="simpson"),
+        lambda: MALA(num_leapfrog=3, acceptance="simpson"),
         ValueError,
         "`num_leapfrog` must be 1 or 2 .*got 3",
     ),
-    (lambda: mala(move_radius=0.0), ValueError, "`move_radius` must be positive"),
-    (lambda: mala(ball_radius=-1.0), ValueError, "`ball_radius` must be positive"),
-    (lambda: mala(ball_radius="1"), TypeError, "`ball_radius` must be a real number"),
-    (lambda: uld(friction=0.0), ValueError, "`friction` must be positive"),
-    (lambda: uld(friction=None), TypeError, "`friction` must be a real number"),
+    (lambda: MALA(move_radius=0.0), ValueError, "`move_radius` must be positive"),
+    (lambda: MALA(ball_radius=-1.0), ValueError, "`ball_radius` must be positive"),
+    (lambda: MALA(ball_radius="1"), TypeError, "`ball_radius` must be a real number"),
+    (lambda: ULD(friction=0.0), ValueError, "`friction` must be positive"),
+    (lambda: ULD(friction=None), TypeError, "`friction` must be a real number"),
 ]
 
 
@@ -331,3 +341,33 @@ REFUSED = [
 def test_refusals(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+OPTIONS = [
+    (MALA, {"num_leapfrog": 1}),
+    (MALA, {"acceptance": "simpson"}),
+    (MALA, {"move_radius": 2.0}),
+    (ULD, {"friction": 1.5}),
+]
+
+
+@pytest.mark.parametrize(("cls", "options"), OPTIONS)
+def test_equal_options_are_equal_samplers(cls, options):
+    """Compiled programs are kept by value; a kernel with its sampler is pickled."""
+    sampler = cls(**options)
+    assert sampler == cls(**options)
+    assert hash(sampler) == hash(cls(**options))
+    assert sampler != cls()
+    assert pickle.loads(pickle.dumps(sampler)) == sampler
+    for name in options:
+        assert name in repr(sampler)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(sampler, name, 1)
+    assert ULD(1.5).unadjusted() == ULD(1.5).unadjusted() != ULD(2.0).unadjusted()
+
+
+@pytest.mark.parametrize("wrong", ["mala", MALA, None, 0.5, lambda: MALA()])
+def test_what_is_no_inner_sampler_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"`inner` must be an inner sampler, such as"):
+        check_inner(wrong)
+    check_inner(MALA())

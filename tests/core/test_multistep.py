@@ -10,7 +10,7 @@ import pytest
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import Local, num_evals_predicted, predict_down
-from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.multistep import (
     Flow,
     clean_mean,
@@ -20,7 +20,7 @@ from numpyro_rtk.core.multistep import (
     probability_flow,
     remember,
 )
-from numpyro_rtk.core.uld import uld
+from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.density import standardised
 from numpyro_rtk.noise import angle_ladder, log_snr_ladder
 from tests.oracles import SKEWED, assert_mean, summaries, z_score
@@ -159,7 +159,7 @@ def run(key, num_segments, num_steps, inner, n, score_factor=1.0):
     return jax.jit(jax.vmap(one))(jr.split(key, n))
 
 
-@pytest.mark.parametrize("inner", [mala(), uld()], ids=["mala", "uld"])
+@pytest.mark.parametrize("inner", [MALA(), ULD().unadjusted()], ids=["mala", "uld"])
 def test_a_run_has_the_targets_law(inner, key):
     """Three unequal modes: n = 4,000 independent runs, z = 5; and a control.
 
@@ -189,7 +189,7 @@ def test_steps_at_the_end_repair_a_wrong_rule(key):
     def end(size):
         local = Local(60, jnp.asarray(size), scale)
         draw = lambda k, top: (
-            predict_down(k, top, path, levels, still, local, mala()).position
+            predict_down(k, top, path, levels, still, local, MALA()).position
         )
         return summaries(jax.jit(jax.vmap(draw))(jr.split(key, 2000), truth + 0.1))
 
@@ -201,7 +201,7 @@ def test_steps_at_the_end_repair_a_wrong_rule(key):
 def test_what_a_run_reports(num_steps, key):
     """No weight; with steps the end's evaluation and the acceptance in the lowest row."""
     path, levels, _, _ = problem(4)
-    got = run(key, 4, num_steps, mala(), 5)
+    got = run(key, 4, num_steps, MALA(), 5)
     assert np.all(np.isfinite(got.position))
     np.testing.assert_array_equal(got.log_weight, np.zeros(5))
     is_nan = np.isnan(got.accept_prob)
@@ -225,8 +225,8 @@ def test_costs_what_a_run_costs(num_steps):
 
     local = Local(num_steps, jnp.asarray(0.3), scale)
     run = predict_down(
-        jr.key(1), jnp.ones(2), counted, levels, steps, local, mala(num_leapfrog=2)
+        jr.key(1), jnp.ones(2), counted, levels, steps, local, MALA(num_leapfrog=2)
     )
     jax.block_until_ready(run)
     jax.effects_barrier()
-    assert len(calls) == num_evals_predicted(mala(num_leapfrog=2), 4, num_steps)
+    assert len(calls) == num_evals_predicted(MALA(num_leapfrog=2), 4, num_steps)

@@ -12,7 +12,7 @@ from scipy import stats
 from numpyro_rtk import paths
 from numpyro_rtk.core import population
 from numpyro_rtk.core.annealed import log_reference
-from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.population import descend, share_of, systematic
 from numpyro_rtk.core.segment import Evaluation, log_start
 from tests.oracles import assert_mean, z_score
@@ -55,7 +55,7 @@ def once(key, log_likelihood, variance, base=normal, n=PARTICLES, dense=False):
         lambda t: paths.levels_of(t, jnp.float32(variance)),
         jnp.float32(HORIZON),
         jnp.float32(min(0.3 * variance**0.5, 0.05)),
-        mala(num_leapfrog=1),
+        MALA(num_leapfrog=1),
         n,
         DIM,
         dense=dense,
@@ -230,7 +230,7 @@ def test_without_any_density_nothing_is_nan_and_it_says_so(dense):
 
     def one(dead, key):
         path = lambda u, level: Evaluation(dead + 0.0 * u[0], dead * u)
-        inner = mala(num_leapfrog=1)
+        inner = MALA(num_leapfrog=1)
         level_at = lambda t: paths.levels_of(t, 0.05)
         top, last = jnp.float32(HORIZON), jnp.float32(0.05)
         return descend(key, path, level_at, top, last, inner, 64, DIM, dense=dense)

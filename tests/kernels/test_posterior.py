@@ -19,7 +19,7 @@ import scipy.stats as st
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_rtk as rtk
-from numpyro_rtk.core import annealed, population
+from numpyro_rtk.core import metropolised, population
 from numpyro_rtk.kernels.problem import ModelProblem
 
 PRIOR = rtk.GaussianMixture(
@@ -109,7 +109,7 @@ def slow(*values, name):
 KERNELS = [
     pytest.param(lambda: rtk.RTKMALA(model, **OPTIONS), id="RTKMALA"),
     slow(
-        lambda: rtk.RTKMALA(model, setting="paper", num_steps=2, num_candidates=8),
+        lambda: rtk.RTKMALA.as_published(model, num_steps=2, num_candidates=8),
         name="RTKMALA, paper's start",
     ),
     slow(lambda: rtk.RTKULD(model, adjusted=True, **OPTIONS), name="RTKULD adjusted"),
@@ -146,7 +146,7 @@ BREAKAGES = {
 @pytest.mark.parametrize("broken", BREAKAGES.values(), ids=BREAKAGES.keys())
 def test_a_wrong_backward_pass_is_seen(monkeypatch, broken):
     """Negative control: few segments and one candidate make the correction matter."""
-    monkeypatch.setattr(annealed, "_log_accept", broken)
+    monkeypatch.setattr(metropolised, "_log_accept", broken)
     options = {"num_segments": 3, "num_steps": (1,), "num_candidates": 1}
     assert worst_z(run(rtk.RTKMALA(model, **options))) > 2 * THRESHOLD
 
@@ -193,7 +193,7 @@ def test_gibbs_block_beside_nuts_has_the_exact_posterior():
 
 EXCHANGES = [
     pytest.param({}, id="mala"),
-    slow({"inner": "uld"}, name="uld"),
+    slow({"inner": rtk.ULD()}, name="uld"),
     slow({"dense": False}, name="diagonal"),
     slow({"num_inner_steps": 1}, name="inner steps"),
     slow({"exchange": "swap"}, name="swap"),

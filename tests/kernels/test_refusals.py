@@ -21,6 +21,8 @@ class ScoreOnly:
         return MIXTURE.score(x, t)
 
 
+SIMPSON = rtk.MALA(acceptance="simpson")
+
 CONSTRUCTION = {
     "neither": (lambda: rtk.RTKMALA(), ValueError, "Exactly one of .* got neither"),
     "both": (
@@ -114,12 +116,12 @@ CONSTRUCTION = {
         "`ladder` must have `num_segments` . 1 = 4 times; got 2",
     ),
     "acceptance": (
-        lambda: rtk.RTKMALA(model, acceptance="magic"),
+        lambda: rtk.RTKMALA(model, inner=rtk.MALA(acceptance="magic")),
         ValueError,
         "`acceptance` must be one of",
     ),
     "inexact correction": (
-        lambda: rtk.RTKMALA(model, acceptance="simpson", corrected=True),
+        lambda: rtk.RTKMALA(model, inner=SIMPSON, corrected=True),
         ValueError,
         "`corrected=True` needs",
     ),
@@ -129,14 +131,44 @@ CONSTRUCTION = {
         "`corrected` must be False with unadjusted inner steps.*adjusted=True",
     ),
     "friction": (
-        lambda: rtk.RTKULD(model, friction=-1.0),
+        lambda: rtk.RTKULD(model, inner=rtk.ULD(friction=-1.0)),
         ValueError,
         "`friction` must be positive",
     ),
-    "setting": (
-        lambda: rtk.RTKMALA(model, setting="best"),
+    "inner of a name": (
+        lambda: rtk.RTKMALA(model, inner="mala"),
+        TypeError,
+        "`inner` must be an inner sampler, such as `rtk.MALA.*got 'mala'",
+    ),
+    "inner of a class": (
+        lambda: rtk.RTKReplicaExchange(model, inner=rtk.MALA),
+        TypeError,
+        "`inner` must be an inner sampler.*an instance.*got <class",
+    ),
+    "unadjusted inner": (
+        lambda: rtk.RTKMALA(model, inner=rtk.ULD().unadjusted()),
         ValueError,
-        '`setting` must be "default" or "paper"',
+        "`inner` must have a Metropolis test.*got UnadjustedULD",
+    ),
+    "inner of another kernel": (
+        lambda: rtk.RTKULD(model, inner=rtk.MALA()),
+        TypeError,
+        "`inner` must be an `rtk.ULD` in RTKULD.*got MALA.*RTKMALA",
+    ),
+    "inexact inner": (
+        lambda: rtk.RTKReplicaExchange(model, inner=SIMPSON),
+        ValueError,
+        "`inner` must have a Metropolis test that reads the energy.*got MALA",
+    ),
+    "adjusted": (
+        lambda: rtk.RTKULD(model, adjusted=1),
+        TypeError,
+        "`adjusted` must be True or False; got 1",
+    ),
+    "published on another ladder": (
+        lambda: rtk.RTKMALA.as_published(model, ladder="angle"),
+        TypeError,
+        "multiple values for keyword argument 'ladder'",
     ),
     "path with score": (
         lambda: rtk.RTKMALA(score=MIXTURE, path="gaussian"),
@@ -196,10 +228,10 @@ def test_refused_at_run(case):
 
 
 def test_score_only_density_is_refused_by_exact_mala_and_served_by_the_others():
-    with pytest.raises(TypeError, match='acceptance="simpson"'):
+    with pytest.raises(TypeError, match=r'MALA\(acceptance="simpson"\)'):
         make_mcmc(rtk.RTKMALA(score=ScoreOnly())).run(jr.key(0))
     for kernel in (
-        rtk.RTKMALA(score=ScoreOnly(), acceptance="simpson", num_segments=6),
+        rtk.RTKMALA(score=ScoreOnly(), inner=SIMPSON, num_segments=6),
         rtk.RTKULD(score=ScoreOnly(), num_segments=6),
     ):
         mcmc = make_mcmc(kernel)

@@ -40,19 +40,25 @@ def test_fit_starts_from_a_mixture_and_may_be_told_not_to(num_components):
     assert num_components > 1 or len(model.base.log_weights) == 1
 
 
+def test_at_least_one_component():
+    with pytest.raises(ValueError, match="`num_components` must be at least 1"):
+        Training(num_components=0)
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("num_components", "options", "message"),
     [
-        ({"num_components": 0}, "`num_components` must be at least 1"),
-        ({"num_components": 200}, "`num_components` must be at most 60"),
-        ({"condition": np.arange(400.0)}, "`num_components` must be None or 1 where"),
+        (200, {}, "`num_components` must be at most 60"),
+        (
+            2,
+            {"condition": np.arange(400.0)},
+            "`num_components` must be None or 1 where",
+        ),
     ],
 )
-def test_refusals(options, message):
-    options = {"num_components": 2} | options
-    num_components = options.pop("num_components")
+def test_refusals(num_components, options, message):
+    training = Training(num_components=num_components)
     with pytest.raises(ValueError, match=message):
-        training = Training(num_components=num_components)
         fit(jr.key(0), rows(400, 4), training=training, **options, **OPTIONS)
 
 

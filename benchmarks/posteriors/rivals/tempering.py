@@ -21,7 +21,7 @@ from numpyro_rtk.core.exchange import (
     evaluate_all,
     sweep,
 )
-from numpyro_rtk.core.mala import mala
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.segment import Evaluation
 
 LONGEST = 500  # temperatures of SMC
@@ -187,7 +187,7 @@ def _tempered_path(problem, loc, scale):
 
 def _phases(path, dim: int, num_levels: int):
     """Jitted ``warm`` and ``keep`` over a sequence of keys, one a draw."""
-    inner = mala(num_leapfrog=2)
+    inner = MALA(num_leapfrog=2)
     zero, one = jnp.zeros(num_levels), jnp.ones(num_levels)
     edges = Edges(one, zero, one, one, *(jnp.zeros((num_levels, dim)),) * 3, zero)
 
