@@ -132,7 +132,7 @@ class AnnealedKernel(PathKernel):
             forward_mode_differentiation=forward_mode_differentiation,
         )
         inner = self._inner
-        is_model = model is not None
+        is_model = self.has_likelihood
         defaults = MODEL_DEFAULTS if is_model else SCORE_DEFAULTS
         if setting == "paper":
             defaults = Defaults(5, (8,) * 5, "uniform")
@@ -183,7 +183,9 @@ class AnnealedKernel(PathKernel):
         self._weighted = weighted and self._predictor == "gaussian"
 
     def _choose_predictor(self, predictor: str | None, setting: str) -> str:
-        is_free = self.model is None and not self._corrected and setting == "default"
+        is_free = (
+            not self.has_likelihood and not self._corrected and setting == "default"
+        )
         at_zero_only = not any(self._num_steps[1:])
         if predictor is None:
             return "multistep" if is_free and at_zero_only else "gaussian"
@@ -393,7 +395,7 @@ class AnnealedKernel(PathKernel):
                 jr.split(key, _PILOT_RUNS)
             )
 
-        if self.model is None:
+        if not self.has_likelihood:
             one = adapt.likelihood_variance
             return jnp.full(_NUM_TRIALS, one), runs(one)
         grid = jnp.asarray(_VARIANCE_GRID, adapt.second_moment.dtype)
@@ -520,7 +522,7 @@ class AnnealedKernel(PathKernel):
     ) -> AdaptState:
         """First half of warm-up: use each value of c in turn; then keep the best."""
         last = (self._num_warmup // 2 // _NUM_TRIALS) * _NUM_TRIALS
-        if self.model is None or not self._corrected or last == 0:
+        if not self.has_likelihood or not self._corrected or last == 0:
             return adapt
         # the very first draw is made with the value for runs without warm-up
         is_trial = (iteration > 0) & (iteration < last)
