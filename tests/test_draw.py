@@ -10,8 +10,8 @@ import pytest
 
 import numpyro_rtk as rtk
 from numpyro_rtk import draw as module
-from numpyro_rtk.core.mala import mala
-from numpyro_rtk.core.uld import uld
+from numpyro_rtk.core.mala import MALA
+from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.draw import (
     DEFAULTS,
     Predictor,
@@ -190,10 +190,10 @@ def test_what_jax_traces_is_not_kept(monkeypatch):
 
 def test_the_inner_sampler_can_be_chosen(key):
     few = DEFAULTS._replace(num_particles=8, times=(0.0, 0.2, 1.0, 2.0), num_steps=1)
-    draws = draw(key, DENSITIES["score"], (3,), few._replace(inner=uld()))
+    draws = draw(key, DENSITIES["score"], (3,), few._replace(inner=ULD().unadjusted()))
     assert np.all(np.isfinite(draws))
     with pytest.raises(ValueError, match="`inner` must accept by scores"):
-        draw(key, DENSITIES["score"], (3,), few._replace(inner=mala()))
+        draw(key, DENSITIES["score"], (3,), few._replace(inner=MALA()))
 
 
 def test_rtkmala_has_the_same_ladder_and_steps():

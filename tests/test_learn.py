@@ -15,7 +15,7 @@ from numpyro.infer.util import potential_energy
 
 import numpyro_rtk as rtk
 from numpyro_rtk.bounds import seeming_bounds
-from numpyro_rtk.kernels.problem import ModelProblem
+from numpyro_rtk.kernels.problem import Problem
 from numpyro_rtk.sites import (
     columns_of,
     constraint_of,
@@ -118,7 +118,7 @@ def test_potential_with_a_support_is_that_of_numpyro(wrap):
             x = numpyro.sample("x", prior)
         numpyro.sample("y", dist.Normal(x[0], 0.5), obs=y)
 
-    problem = ModelProblem(model, None)
+    problem = Problem(model, None)
     args = (jnp.array(0.7),)
     problem.setup(jr.key(0), args, {})
     bound = problem.bind(args, {}, problem.frame())

@@ -190,7 +190,7 @@ def test_log_density_of_a_model_counts_the_prior_once():
 
 def test_mask_and_scale_reach_the_kernels_target():
     """What the annealed path counts in full is put right for masked or scaled sites."""
-    from numpyro_rtk.kernels.problem import ModelProblem
+    from numpyro_rtk.kernels.problem import Problem
     from numpyro_rtk.paths import levels_of
 
     def odd():
@@ -198,7 +198,7 @@ def test_mask_and_scale_reach_the_kernels_target():
             x = numpyro.sample("x", PRIOR.mask(jnp.array([True, False, True])))
         numpyro.factor("rest", -jnp.sum(x**2))
 
-    problem = ModelProblem(odd, None)
+    problem = Problem(odd, None)
     problem.setup(jr.key(0), (), {})
     bound = problem.bind((), {}, problem.frame())
     level = jax.tree.map(lambda leaf: leaf[0], levels_of(np.array([0.0, 1.0]), 1.0))

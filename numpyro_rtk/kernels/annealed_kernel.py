@@ -62,7 +62,7 @@ class AnnealedKernel(PathKernel):
             inner=inner,
             forward_mode_differentiation=forward_mode_differentiation,
         )
-        self._options = resolve(inner, model is not None, **options)
+        self._options = resolve(inner, self.has_likelihood, **options)
         self._paper_start = False
 
     @classmethod

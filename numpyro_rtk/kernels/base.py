@@ -17,7 +17,7 @@ from numpyro_rtk import paths
 from numpyro_rtk._checks import COARSE, check_bool, coarse_message
 from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.inner import InnerSampler
-from numpyro_rtk.kernels.problem import ModelProblem, Problem, ScoreProblem
+from numpyro_rtk.kernels.problem import Problem, problem_of
 from numpyro_rtk.kernels.programs import ById, compiled, make_room
 from numpyro_rtk.kernels.terms import rounding_of, sum_of_squares
 
@@ -66,7 +66,7 @@ class PathKernel(MCMCKernel):
         forward_mode_differentiation: bool = False,
     ):
         check_bool("forward_mode_differentiation", forward_mode_differentiation)
-        self._problem = _problem(model, score, path, forward_mode_differentiation)
+        self._problem = problem_of(model, score, path, forward_mode_differentiation)
         self._inner = inner
         self._num_warmup = 0
         self._sample_fn: Callable | None = None
@@ -75,6 +75,11 @@ class PathKernel(MCMCKernel):
     def model(self) -> Callable | None:
         """The NumPyro model; None for unconditional sampling."""
         return self._problem.model
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether there is more to sample than a learned prior by itself."""
+        return self._problem.has_likelihood
 
     @property
     def sample_field(self) -> str:
@@ -97,11 +102,11 @@ class PathKernel(MCMCKernel):
 
     def wrap_model(self, wrapper: Callable) -> "PathKernel":
         """A copy bound to ``wrapper(model)`` (NumPyro's Gibbs)."""
-        if not isinstance(self._problem, ModelProblem):
+        if self.model is None:
             raise TypeError("`wrap_model` needs a kernel that was built from a model.")
         kernel = copy.copy(self)
         old = self._problem
-        kernel._problem = ModelProblem(wrapper(self.model), old.path, old.forward_mode)
+        kernel._problem = Problem(wrapper(self.model), old.path, old.forward_mode)
         kernel._sample_fn = None
         return kernel
 
@@ -125,15 +130,14 @@ class PathKernel(MCMCKernel):
         self._num_warmup = num_warmup
         if not_jax_tracer(rng_key):
             make_room()
-        self._problem.setup(first_key, model_args, kwargs)
+        problem_facts = self._problem.setup(first_key, model_args, kwargs)
         self._check()
 
         def start(key, params, origin, args, kwargs):
             state, has_start = self._build(key, params, args, kwargs, is_single, origin)
             return state, has_start, self._look(state, args, kwargs)
 
-        facts = ("start", ById(self), num_warmup, is_single)
-        facts += self._problem.facts(model_args, kwargs)
+        facts = ("start", ById(self), num_warmup, is_single, *problem_facts)
         build = compiled(facts, start, model_args, kwargs)
         origin = jnp.zeros(self._problem.dim)
         for attempt in range(_MOST_ORIGINS):
@@ -252,20 +256,3 @@ def _check_resolved(rounding: float, may_refuse: bool) -> None:
     if may_refuse and rounding > _HOPELESS:
         raise ValueError(message)
     warnings.warn(message, UserWarning, stacklevel=4)
-
-
-def _problem(
-    model: Callable | None, score: Any, path: str | None, forward_mode: bool
-) -> Problem:
-    if (model is None) == (score is None):
-        got = "neither" if model is None else "both"
-        raise ValueError(
-            f"Exactly one of `model` and `score` must be given; got {got}. `model` is a "
-            "NumPyro model with a LearnedPrior site; `score` is a density to sample by "
-            "itself."
-        )
-    if model is not None:
-        return ModelProblem(model, path, forward_mode)
-    if path is not None:
-        raise ValueError("`path` must be None with `score`: a density is its own path.")
-    return ScoreProblem(score)

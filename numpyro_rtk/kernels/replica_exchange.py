@@ -319,7 +319,7 @@ class RTKReplicaExchange(PathKernel):
     def num_init_evals(self, state: ExchangeState) -> int:
         """Evaluations before the first draw, pilot and population, of chains that share."""
         run = NUM_PILOT * self._num_levels * (1 + self._inner.evals_per_step)
-        pilot = run * NUM_PILOTS if self.model is not None else 0
+        pilot = run * NUM_PILOTS if self.has_likelihood else 0
         return pilot + int(np.max(np.asarray(state.shared.found.num_evals)))
 
     def get_diagnostics_str(self, state: ExchangeState) -> str:
@@ -429,7 +429,7 @@ class RTKReplicaExchange(PathKernel):
             step_size=self._step_size,
             target_accept_prob=self._target_accept_prob,
             num_particles=self._num_particles or default,
-            has_likelihood=self.model is not None,
+            has_likelihood=self.has_likelihood,
         )
 
     def _build(self, rng_key, init_params, args, kwargs, is_single, origin):

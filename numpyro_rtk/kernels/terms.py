@@ -7,12 +7,12 @@ trace, and a million rows leave the rounding of their differences alone.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
+from numpyro.distributions import biject_to
 from numpyro.infer.util import _unconstrain_reparam, compute_log_probs
 
 __all__ = [
@@ -28,12 +28,32 @@ Terms = dict[str, jax.Array]
 """By site, of whatever shape its ``log_prob`` has."""
 
 
-def log_terms(model: Callable, args: tuple, kwargs: dict, params: dict) -> Terms:
-    """What ``potential_energy`` of these unconstrained values adds up, with a minus."""
-    at_values = handlers.substitute(
-        model, substitute_fn=partial(_unconstrain_reparam, params)
-    )
-    return compute_log_probs(at_values, args, kwargs, {}, sum_log_prob=False)[0]
+def log_terms(
+    model: Callable, args: tuple, kwargs: dict, values: dict, hidden: frozenset[str]
+) -> tuple[Terms, dict]:
+    """What NumPyro's ``potential_energy`` adds up, with a minus, from one run.
+
+    Args:
+        model: prepared, see :func:`~numpyro_rtk.kernels.runs.prepared`.
+        args: of the model.
+        kwargs: likewise.
+        values: of all latent sites, unconstrained.
+        hidden: sites to leave out, Jacobian and all.
+
+    Returns:
+        The terms, and the trace with all sites.
+    """
+
+    def choose(site):
+        name = site["name"]
+        if name in hidden:
+            return biject_to(site["fn"].support)(values[name])
+        return _unconstrain_reparam(values, site)
+
+    whole = handlers.trace(handlers.substitute(model, substitute_fn=choose))
+    rest = handlers.block(whole, hide=list(hidden))
+    terms, _ = compute_log_probs(rest, args, kwargs, {}, sum_log_prob=False)
+    return terms, whole.trace
 
 
 def counted_from(origin: Terms, terms: Terms) -> jax.Array:

@@ -19,7 +19,9 @@ from numpyro.infer.util import potential_energy
 
 import numpyro_rtk as rtk
 from numpyro_rtk.core.adapt import Frame
-from numpyro_rtk.kernels.problem import ModelProblem
+from numpyro_rtk.kernels import problem as problem_module
+from numpyro_rtk.kernels.coupling import Coupling
+from numpyro_rtk.kernels.problem import Problem
 from numpyro_rtk.paths import levels_of
 from tests.kernels.conftest import MIXTURE
 from tests.networks.test_condition import conditional_model
@@ -110,7 +112,7 @@ MODELS = {
 
 
 def bind(model, args):
-    problem = ModelProblem(model, None)
+    problem = Problem(model, None)
     problem.setup(jr.key(0), args, {})
     n = problem.num_ordinary
     loc, scale = jnp.linspace(-0.3, 0.4, n), jnp.linspace(0.6, 1.7, n)
@@ -220,7 +222,8 @@ def test_posterior_under_a_latent_condition_is_that_of_quadrature():
 @pytest.mark.slow
 def test_a_condition_that_stands_still_is_seen(monkeypatch):
     """Negative control: c of the first trace in place of the chain's own."""
-    monkeypatch.setattr(ModelProblem, "_find_coupling", lambda *_: False)
+    uncoupled = lambda noted, run: Coupling(False)
+    monkeypatch.setattr(problem_module, "find_coupling", uncoupled)
     assert worst_z(run()) > 10.0
 
 
@@ -232,7 +235,7 @@ def test_a_score_alone_takes_observed_conditions_only():
         numpyro.sample("x", rtk.LearnedPrior(score, condition=c))
 
     with pytest.raises(ValueError, match="depends on latent sites needs an energy"):
-        ModelProblem(latent, None).setup(jr.key(0), (), {})
+        Problem(latent, None).setup(jr.key(0), (), {})
 
     def known():
         numpyro.sample("x", rtk.LearnedPrior(score, condition=jnp.zeros(2)))
@@ -250,4 +253,4 @@ def test_a_noise_process_that_depends_on_latent_sites_is_refused():
         numpyro.sample("x", rtk.LearnedPrior(density))
 
     with pytest.raises(ValueError, match="`loc` and `scale` of a learned density"):
-        ModelProblem(latent, None).setup(jr.key(0), (), {})
+        Problem(latent, None).setup(jr.key(0), (), {})

@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_rtk as rtk
+from numpyro_rtk.networks.site import SiteSpec
 from tests.kernels.conftest import MIXTURE, SMALL, make_mcmc, model
 
 DATA = jnp.array(0.5)
@@ -210,6 +211,33 @@ def test_score_gives_one_array_of_the_event_shape():
     mcmc.run(jr.key(0))
     assert mcmc.get_samples().shape == (90, 2)
     assert kernel.model is None
+
+
+class OnAnInterval:
+    """As a fitted model with a support: its density is of unconstrained values."""
+
+    event_shape = (2,)
+    sites = (SiteSpec(None, (2,), ("interval", 0.0, 1.0)),)
+
+    def score(self, x, t):
+        return MIXTURE.score(x, t)
+
+    def log_density(self, x, t):
+        return MIXTURE.log_density(x, t)
+
+
+def test_score_gives_what_the_density_is_of_whatever_its_support():
+    assert rtk.LearnedPrior(OnAnInterval()).support.base_constraint.upper_bound == 1.0
+    kernel = rtk.RTKMALA(score=OnAnInterval(), num_segments=3)
+    again = pickle.loads(pickle.dumps(kernel))
+    start = jnp.array([-1.5, 0.5])
+    state = again.init(jr.key(0), 0, start, (), {})
+    np.testing.assert_allclose(state.z, start, rtol=1e-6)
+    expected = -MIXTURE.log_density(start, 0.0)
+    np.testing.assert_allclose(state.potential_energy, expected, rtol=1e-5)
+    assert again._problem.coordinate_names() == ["draw[0]", "draw[1]"]
+    draw = again.postprocess_fn((), {})(start)
+    np.testing.assert_array_equal(draw, start)
 
 
 def test_predictor_decides_whether_there_are_weights():

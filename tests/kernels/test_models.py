@@ -16,7 +16,7 @@ from numpyro.infer import initialization, util
 
 import numpyro_rtk as rtk
 from numpyro_rtk.core.adapt import Frame
-from numpyro_rtk.kernels import problem as problem_module
+from numpyro_rtk.kernels import learned, noted, problem as problem_module, runs
 from numpyro_rtk.paths import levels_of
 from tests.kernels.models import MODELS, REFUSALS, Row
 
@@ -104,7 +104,8 @@ def test_what_is_learned_and_what_ordinary(name):
     """Learned sites are annealed along their own noise levels: where that can be."""
     problem, _ = bind(MODELS[name])
     names = lambda sites: [site.name for site in sites]
-    found = names(problem.learned), names(problem.ordinary), problem.is_coupled
+    flat = problem.noted.flat
+    found = names(flat.learned), names(flat.ordinary), problem.is_coupled
     assert found == WHAT_IS_WHAT[name]
 
 
@@ -122,27 +123,29 @@ MASKED = ("handler: mask", "handler: scale", "masked, learned on: simplex")
 @pytest.mark.parametrize("name", MASKED)
 def test_a_mask_that_is_not_heeded_is_seen(monkeypatch, name):
     """Negative control: masked and scaled sites counted in full, Jacobian and all."""
-    monkeypatch.setattr(problem_module, "is_plain", lambda site: True)
+    for module in (noted, learned):
+        monkeypatch.setattr(module, "is_plain", lambda site: True)
     assert min(difference(MODELS[name])) > 0.01
 
 
 def test_a_jacobian_that_is_lost_is_seen(monkeypatch):
     """Negative control: the Jacobian of an ordinary site on the half-line."""
 
-    def terms(model, args, kwargs, params):
-        values = {name: jnp.exp(value) for name, value in params.items()}
-        return util.compute_log_probs(model, args, kwargs, values, sum_log_prob=False)[
-            0
-        ]
+    def terms(model, args, kwargs, values, hidden):
+        values = {**values, "sigma": jnp.exp(values["sigma"])}
+        rest = handlers.block(handlers.substitute(model, data=values), hide=["x"])
+        return util.compute_log_probs(rest, args, kwargs, {}, sum_log_prob=False)
 
-    monkeypatch.setattr(problem_module, "log_terms", terms)
+    monkeypatch.setattr(runs, "log_terms", terms)
     assert min(difference(MODELS["beside an ordinary site"])) > 0.01
 
 
 def test_randomness_that_a_seed_hides_is_seen(monkeypatch):
     """Negative control: a model that is seeded, as kernels do that only want it to run."""
-    seeded = lambda problem, args, kwargs: handlers.seed(problem.model, rng_seed=0)
-    monkeypatch.setattr(problem_module.ModelProblem, "_prepared", seeded)
+    seeded = lambda model, args, kwargs, has_params: runs.Run(
+        handlers.seed(model, rng_seed=0), args, kwargs
+    )
+    monkeypatch.setattr(problem_module, "prepared", seeded)
     assert min(difference(MODELS["prng key"])) > 0.01
     bind(REFUSALS["subsample"])
 

@@ -20,7 +20,7 @@ from numpyro.infer import MCMC, NUTS
 
 import numpyro_rtk as rtk
 from numpyro_rtk.core import metropolised, population
-from numpyro_rtk.kernels.problem import ModelProblem
+from numpyro_rtk.kernels.problem import Problem
 
 PRIOR = rtk.GaussianMixture(
     [0.3, 0.7], [[-1.2], [0.9]], [[[0.05]], [[0.25]]], standardise=True
@@ -312,5 +312,5 @@ def test_islands_without_a_learned_prior():
 def test_islands_with_a_reference_on_one_of_them_are_seen(monkeypatch):
     """Negative control: the population starts from a reference narrowed onto the left."""
     narrowed = lambda self, *a: (jnp.full(5, ISLAND_MEANS[0]), jnp.full(5, 0.5))
-    monkeypatch.setattr(ModelProblem, "ordinary_location", narrowed)
+    monkeypatch.setattr(Problem, "ordinary_location", narrowed)
     assert not are_right(*run_islands())

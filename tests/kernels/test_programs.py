@@ -11,6 +11,7 @@ import pytest
 import numpyro_rtk as rtk
 from numpyro_rtk.kernels import programs
 from numpyro_rtk.kernels.programs import ById, compiled
+from tests.kernels.models import Moving
 
 PRIOR = rtk.GaussianMixture([0.3, 0.7], [[-1.0], [1.0]], [[[0.04]], [[0.09]]])
 KERNELS = {
@@ -55,6 +56,48 @@ def test_new_data_of_the_same_shape_is_only_looked_at(build):
     assert second == checks
     assert first > second
     assert other == first
+
+
+def coupled(y):
+    c = numpyro.sample("c", dist.Normal(0.3, 0.8))
+    condition = jnp.where(c > 0.0, 1.0, -1.0)
+    x = numpyro.sample("x", rtk.LearnedPrior(Moving(), condition=condition))
+    numpyro.sample("y", dist.Normal(x[0], 0.5), obs=y)
+
+
+def ordinary(y):
+    c = numpyro.sample("c", dist.Normal(0.3, 0.8))
+    numpyro.sample("y", dist.Normal(c, 0.5), obs=y)
+
+
+# of a start: to note the sites, to compare the program, and where a learned prior comes
+# after another site, to see what it depends on; at the prior of ordinary sites; and as
+# often as a draw wherever the path is built (exchange: three times, else twice)
+RUNS = {
+    ("exchange", "learned"): (8, 2),
+    ("mala", "learned"): (6, 2),
+    ("exchange", "coupled"): (13, 3),
+    ("mala", "ordinary"): (7, 2),
+}
+
+
+@pytest.mark.parametrize("case", RUNS, ids="-".join)
+def test_how_often_the_model_is_run(case):
+    """Traced that is: a large model waits for that before every compilation."""
+    runs = []
+    plain, _ = counted()
+    model = {"learned": plain, "coupled": coupled, "ordinary": ordinary}[case[1]]
+
+    def noticed(y):
+        runs.append(None)
+        model(y)
+
+    kernel, data = KERNELS[case[0]](noticed), jnp.zeros(2)
+    start = lambda key, y: kernel.init(key, 20, None, (y,), {})
+    state = jax.eval_shape(start, jr.key(0), data)
+    at_start = len(runs)
+    jax.eval_shape(lambda state, y: kernel.sample(state, (y,), {}), state, data)
+    assert (at_start, len(runs) - at_start) == RUNS[case]
 
 
 def test_new_data_gives_a_new_start():

@@ -257,6 +257,20 @@ def test_init_params_of_the_wrong_structure(case):
         make_mcmc().run(jr.key(0), DATA, init_params=params)
 
 
+@pytest.mark.parametrize(
+    ("params", "got"),
+    [
+        (jnp.zeros(3), r"got shape \(3,\)"),
+        ({"x": jnp.zeros(2)}, r"got a dict of \['x'\]"),
+    ],
+)
+def test_init_params_of_a_density_that_are_no_array_of_its_shape(params, got):
+    kernel = rtk.RTKMALA(score=MIXTURE, num_segments=3)
+    message = r"`init_params` must be an array of shape \(2,\) per chain; " + got
+    with pytest.raises(ValueError, match=message):
+        kernel.init(jr.key(0), 0, params, (), {})
+
+
 def test_likelihood_that_turns_nan_never_gives_a_nan_draw():
     """Data that make the likelihood NaN after warm-up: the chain stays and says so."""
     mcmc = make_mcmc(jit_model_args=True)
