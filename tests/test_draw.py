@@ -20,7 +20,7 @@ from numpyro_rtk.draw import (
     fit_predictor,
     predictor_of,
 )
-from numpyro_rtk.kernels.annealed_kernel import SCORE_DEFAULTS
+from numpyro_rtk.kernels.annealed_options import SCORE_DEFAULTS
 from numpyro_rtk.noise import as_ladder
 from tests.oracles import Mixture, assert_mean, z_score
 

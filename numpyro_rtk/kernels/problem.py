@@ -21,6 +21,7 @@ from numpyro_rtk import paths
 from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.density import (
+    BaseFn,
     coupled_base,
     product_base,
 )
