@@ -1,31 +1,7 @@
-r"""What the package asks of a density, and densities that are made of densities.
+"""What the package asks of a density, and densities that are made of densities.
 
-Whatever is trained, written down or handed in by a user is a *density*: a family
-:math:`p_t` along the noise process
-
-.. math:: x_t = \text{loc} + \text{scale}\,(a_t z_0 + s_t e), \qquad
-          z_0 = (x_0 - \text{loc}) / \text{scale},
-
-in OU time ``t``, with ``t = 0`` the data. Positions are on the user's scale and have the
-event's shape.
-
-``event_shape``
-    Shape of one draw. Every density has it, and
-``score(x, t)``
-    the gradient of :math:`\log p_t` at ``x``, of the event's shape.
-``log_density(x, t)``
-    Normalised :math:`\log p_t`, a scalar. Without it there is no exact acceptance, no
-    weight and no evidence.
-``log_density_and_score(x, t)``
-    Both, where one pass gives both.
-``loc``, ``scale``
-    Of the noise process, broadcastable to the event's shape; 0 and 1 without them.
-``sample(key, sample_shape)``
-    Exact draws of :math:`p_0`. Without it they come from annealed runs (``draw.py``).
-``uses_network``, ``sample_base(key, sample_shape)``
-    Of a learned model: where the first is False, the second is ``sample``.
-
-All that is optional is looked up in this file alone. Inside the package a density is a
+Whatever is trained, written down or handed in by a user is a :class:`Density`; what is
+optional in one is looked up in this file alone. Inside the package it is a
 :data:`BaseFn`, a function of a flat standardised position: :func:`standardised` makes it
 one, :func:`product_base` and :func:`coupled_base` put several side by side.
 """
@@ -66,7 +42,26 @@ __all__ = [
 
 
 class Density(Protocol):
-    """The least that a density must offer; the module has what else it may."""
+    r"""A family of densities :math:`p_t` along a noise process; ``t = 0`` is the data.
+
+    .. math:: x_t = \text{loc} + \text{scale}\,(a_t z_0 + s_t e), \qquad
+              z_0 = (x_0 - \text{loc}) / \text{scale}
+
+    ``t`` is OU time, a scalar; ``x`` is one position on the user's scale, of
+    ``event_shape``. Two members are asked for, ``event_shape`` and ``score``. What more
+    there is, is used:
+
+    - ``log_density(x, t)``: normalised :math:`\log p_t`, a scalar. Without it there is no
+      ``log_prob``, no exact acceptance, no weight and no evidence.
+    - ``log_density_and_score(x, t)``: both, where one pass gives both.
+    - ``loc``, ``scale``: of the process, broadcastable to ``event_shape``; 0 and 1 without.
+      An annealed run starts at N(loc, scale**2), so they should be the data's.
+    - ``sample(key, sample_shape)``: exact draws of :math:`p_0`, ``sample_shape +
+      event_shape``. Without it draws come from annealed runs.
+
+    A learned model has ``uses_network`` and ``sample_base`` as well: where the first is
+    False, the second draws exactly.
+    """
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -74,12 +69,7 @@ class Density(Protocol):
         ...
 
     def score(self, x: Any, t: Any, /) -> jax.Array:
-        """Gradient of ``log p_t`` at ``x``, of its shape.
-
-        Args:
-            x: one position, ``event_shape``, on the user's scale.
-            t: OU time, a scalar.
-        """
+        """Gradient of ``log p_t`` at ``x``, of its shape."""
         ...
 
 

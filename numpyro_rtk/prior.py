@@ -147,7 +147,7 @@ class LearnedPrior(dist.Distribution):
         shape = jnp.shape(self._condition)[len(self._stack) :]
         return shape[: len(shape) - rank], shape[len(shape) - rank :]
 
-    def _one_density(self) -> Any:
+    def _one_density(self) -> Density:
         """The density, of p(x | c) at the first of the conditions."""
         one = self.first
         if one.condition is None:
@@ -217,11 +217,12 @@ class LearnedPrior(dist.Distribution):
             batch = jnp.broadcast_shapes(batch, batch_shape)
             return self._log_densities(free, (*batch, *condition_shape))
         density = self._one_density()
-        if isinstance(density, eqx.Module):
-            return density.log_density(free, 0.0)  # pyright: ignore
-        # a user's own object is asked for one event at a time
+        assert has_energy(density)
+        # one event at a time, which is all that a density promises
         one = lambda x: density.log_density(x, 0.0)
-        return jax.vmap(one)(free.reshape((-1, *shape))).reshape(batch)
+        for _ in batch:
+            one = jax.vmap(one)
+        return one(free)
 
     def _log_densities(self, free: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """The same at conditions broadcast to this shape, one for each entry."""

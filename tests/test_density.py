@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,20 @@ class Plain:
         return jax.grad(self.log_density)(x, t)
 
 
+class Module(eqx.Module):
+    """A user's own module, of one event at a time: N(0, diag(variances))."""
+
+    variances: jax.Array
+    event_shape = (3,)
+
+    def log_density(self, x, t):
+        spread = jnp.sqrt(1.0 + jnp.exp(-2.0 * t) * (self.variances - 1.0))
+        return jnp.sum(jax.scipy.stats.norm.logpdf(x, 0.0, spread))
+
+    def score(self, x, t):
+        return jax.grad(self.log_density)(x, t)
+
+
 class ScoreOnly:
     """The least that a density can be."""
 
@@ -81,7 +96,13 @@ class Wrong(Plain):
 
 PLAIN: DensityWithEnergy = Plain()
 LEAST: Density = ScoreOnly()
-WITH_ENERGY = {"mixture": MIXTURE, "energy": ENERGY, "p(x|c)": BOUND, "own": PLAIN}
+WITH_ENERGY = {
+    "mixture": MIXTURE,
+    "energy": ENERGY,
+    "p(x|c)": BOUND,
+    "own": PLAIN,
+    "own module": Module(jnp.array([0.2, 1.0, 3.0])),
+}
 ALL = {**WITH_ENERGY, "score": SCORE, "least": LEAST}
 energies = pytest.mark.parametrize("density", WITH_ENERGY.values(), ids=WITH_ENERGY)
 densities = pytest.mark.parametrize("density", ALL.values(), ids=ALL)
@@ -135,12 +156,14 @@ def the_prior_is_the_density_at_noise_zero(density):
     prior = rtk.LearnedPrior(density)
     assert prior.event_shape == tuple(density.event_shape)
     loc, scale = loc_and_scale(density)
-    x = loc + scale * position(density).reshape(density.event_shape)
-    expected = call(density.log_density, x, 0.0)
-    found = jax.jit(lambda x: prior.log_prob(x[None]))(x)
-    np.testing.assert_allclose(found, [expected], rtol=1e-5, atol=1e-5)
-    gradient = jax.jit(jax.grad(prior.log_prob))(x)
-    score = call(density.score, x, 0.0)
+    both = jnp.stack([position(density), position(density, seed=1)])
+    x = loc + scale * both.reshape((2, *density.event_shape))
+    expected = [call(density.log_density, one, 0.0) for one in x]
+    found = jax.jit(prior.log_prob)(x)
+    assert found.shape == (2,)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    gradient = jax.jit(jax.grad(prior.log_prob))(x[0])
+    score = call(density.score, x[0], 0.0)
     np.testing.assert_allclose(gradient, score, rtol=1e-4, atol=1e-4)
 
 
