@@ -116,7 +116,7 @@ class Problem:
         self.path = path
         self.forward_mode = forward_mode
         if model is None:
-            self._inner = Alone(density)
+            self._runnable = Alone(density)
             self.border = OneArray(Alone.site)
             return
         if not callable(model):
@@ -126,7 +126,7 @@ class Problem:
             )
         if path not in (None, "gaussian"):
             raise ValueError(f'`path` must be None or "gaussian"; got {path!r}.')
-        self._inner = model
+        self._runnable = model
         self.border = SitesByName()
 
     # -- static facts, known after `setup` but for the first ------------------------
@@ -181,7 +181,7 @@ class Problem:
                 demoted |= found.demoted
 
     def _note(self, key, args: tuple, kwargs: dict, demoted: frozenset[str]) -> Noted:
-        run = prepared(self._inner, args, kwargs, has_params=False)
+        run = prepared(self._runnable, args, kwargs, has_params=False)
         return abstractly(lambda key: note(run.somewhere(key), demoted), key)
 
     def _refuse_randomness(self, args: tuple, kwargs: dict) -> None:
@@ -232,7 +232,7 @@ class Problem:
     # -- the problem for given arguments --------------------------------------------
 
     def _run(self, args: tuple, kwargs: dict) -> Run:
-        return prepared(self._inner, args, kwargs, self.noted.has_params)
+        return prepared(self._runnable, args, kwargs, self.noted.has_params)
 
     def frame(self) -> Frame:
         """The one that leaves the ordinary sites as they are."""
