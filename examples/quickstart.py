@@ -6,7 +6,7 @@
 3. Sample the posterior of a digit that the prior has never seen, and check the result
    against the pixels that were hidden.
 
-Run it with ``python examples/quickstart.py``; about a minute on two CPU cores.
+Run it with ``python examples/quickstart.py``; one to two minutes on two CPU cores.
 """
 
 import argparse
@@ -168,7 +168,8 @@ def main(args):
         jr.key(0),
         codes.astype(np.float32),
         num_steps=args.train_steps,
-        training=rtk.Training(standardise="global"),
+        # without a number `fit` looks for one: 16 as well, in more time than all the rest
+        training=rtk.Training(standardise="global", num_components=16),
         progress_bar=False,
     )
     losses = history["validation_loss"]

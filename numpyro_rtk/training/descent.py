@@ -108,8 +108,7 @@ class Descent(NamedTuple):
     def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, float]:
         """The state after more steps, and their mean loss."""
         state = self.placement.replicate(state)
-        zero = self.placement.replicate(jnp.zeros((), jnp.float32))
-        total = before = zero
+        total = before = self.placement.replicate(jnp.zeros((), jnp.float32))
         blocks = self.rows.blocks(
             self.key, int(state.step), num_steps, self.batch_size, self._place
         )
@@ -163,13 +162,7 @@ def descend(
     num_steps, patience = options.num_steps, options.training.patience
     # a resumed fit goes on counting where it was interrupted
     start -= progress.record["wall_time"][-1] if progress.done else 0.0
-    bar = tqdm(
-        total=num_steps,
-        initial=progress.done,
-        desc="fit",
-        unit="step",
-        disable=not progress_bar or bool(os.environ.get("CI")),
-    )
+    bar = _bar(progress.done, num_steps, progress_bar)
     try:
         while progress.done < num_steps and not progress.is_over(patience):
             todo = min(_STEPS_PER_EVALUATION, num_steps - progress.done)
@@ -201,6 +194,16 @@ def descend(
     finally:
         bar.close()
     return progress
+
+
+def _bar(done: int, num_steps: int, is_shown: bool) -> tqdm:
+    return tqdm(
+        total=num_steps,
+        initial=done,
+        desc="fit",
+        unit="step",
+        disable=not is_shown or bool(os.environ.get("CI")),
+    )
 
 
 def _report_divergence(

@@ -17,48 +17,19 @@ from numpyro_rtk.networks import (
     ScoreMLP,
     ScoreModel,
 )
-from numpyro_rtk.training import descent as descent_module
 from numpyro_rtk.training.fit import FitResult, fit
-from numpyro_rtk.training.loop import run_steps
 from numpyro_rtk.training.options import Training
-
-# One Gaussian: a mixture would leave the network of these tests nothing to learn.
-ONE_GAUSSIAN = Training(num_components=1)
-QUICK = {
-    "num_steps": 60,
-    "batch_size": 16,
-    "progress_bar": False,
-    "training": ONE_GAUSSIAN,
-}
-
-
-def quick(**options):
-    """With these options of ``Training``."""
-    return {**QUICK, "training": dataclasses.replace(ONE_GAUSSIAN, **options)}
-
-
-def draw_clusters(num, event_shape):
-    """Two tight clusters: a few steps are enough to beat the Gaussian base."""
-    rng = np.random.default_rng(0)
-    side = np.where(rng.uniform(size=num) < 0.3, -2.0, 1.0)
-    centre = side.reshape(num, *(1 for _ in event_shape))
-    return 5.0 + centre + 0.1 * rng.normal(size=(num, *event_shape))
-
-
-SAMPLES = draw_clusters(60, (2,)) * [1.0, 5.0]
-
-
-def tiny(event_shape=(2,), network_class=EnergyMLP):
-    return network_class(event_shape, width=8, depth=2, key=jr.key(1))
-
-
-def weights(model):
-    return jax.tree.leaves(eqx.filter(model, eqx.is_array))
-
-
-def equal(one, two):
-    pairs = zip(weights(one), weights(two), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
+from tests.training.fits import (
+    QUICK,
+    SAMPLES,
+    draw_clusters,
+    equal,
+    interrupt,
+    quick,
+    spoil_after,
+    tiny,
+    weights,
+)
 
 
 @pytest.mark.parametrize("network_class", [EnergyMLP, ScoreMLP])
@@ -156,24 +127,9 @@ def test_divergence_at_once_is_an_error():
         fit(jr.key(0), SAMPLES, network=tiny(), **{**QUICK, "learning_rate": 1e30})
 
 
-def spoil_after(monkeypatch, calls, spoil):
-    """Let ``spoil`` act on what the compiled steps return, after a few calls."""
-    run_steps, count = descent_module.run_steps, iter(range(1000))
-
-    def run(*arguments):
-        result = run_steps(*arguments)
-        return spoil(result) if next(count) >= calls else result
-
-    monkeypatch.setattr(descent_module, "run_steps", run)
-
-
 def make_nan(result):
     state, loss = result
     return jax.tree.map(lambda leaf: leaf * jnp.nan, state), loss
-
-
-def interrupt(_):
-    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -270,48 +226,6 @@ def test_refusals(options, error, message):
         fit(**arguments)
 
 
-# As an optimiser that `fit` does not know: no clipping, a schedule of its own.
-OWN_OPTIMIZER = optax.adamw(optax.cosine_decay_schedule(0.02, 1000))
-
-
-def test_a_given_optimizer_is_used_as_it_is(tmp_path):
-    """Steps of one size, whatever the gradient: no clipping, no rate, no schedule."""
-    step = lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, 1e-3), updates)
-    options = quick(optimizer=optax.stateless(step))
-    path = tmp_path / "fit.ckpt"
-    fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **options)
-    with np.load(path) as file:
-        readout = file["['state'].weights.readout"]
-    np.testing.assert_allclose(readout, 60 * 1e-3, rtol=1e-4)  # from zero
-
-
-def test_an_optimizer_is_given_the_loss():
-    seen = []
-
-    def update(updates, state, params=None, **extra):
-        seen.append(extra["value"])
-        return updates, state
-
-    own = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
-    optimizer = optax.chain(own, optax.scale(-1e-3))
-    fit(jr.key(0), SAMPLES, network=tiny(), **quick(optimizer=optimizer))
-    assert {value.shape for value in seen} == {()}
-
-
-def test_a_second_fit_compiles_nothing():
-    """Whatever its rate, its rows and its key; another optimiser object does."""
-
-    def num_programs(**options):
-        fit(jr.key(5), SAMPLES + 1.0, network=tiny(), **options)
-        return run_steps._cached._cache_size()
-
-    first = num_programs(**QUICK)
-    assert num_programs(**QUICK, learning_rate=1e-4) == first
-    assert num_programs(**quick(optimizer=OWN_OPTIMIZER)) == first + 1
-    assert num_programs(**quick(optimizer=OWN_OPTIMIZER, patience=3)) == first + 1
-    assert num_programs(**quick(optimizer=optax.adamw(0.01))) == first + 2
-
-
 # An asymmetric mixture on the line: two narrow modes of weights .3 and .7.
 LINE_WEIGHT, LINE_MEANS, LINE_SD = 0.3, np.array([-4.0, 5.0]), 0.8
 
@@ -378,122 +292,3 @@ def test_gaussian_data_give_the_gaussian():
     error = eqx.filter_jit(model.log_density)(jnp.asarray(x, jnp.float32), 0.0) - exact
     assert abs(np.mean(error)) < 0.05
     assert np.std(error) < 0.15
-
-
-def interrupted_after(monkeypatch, calls, path, **options):
-    """A fit that is stopped from the keyboard, with its checkpoint left behind."""
-    with monkeypatch.context() as patch:
-        spoil_after(patch, calls, interrupt)
-        with pytest.warns(UserWarning, match="interrupted"):
-            fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **options)
-
-
-RESUMED = {
-    "num_steps": 1000,
-    "batch_size": 16,
-    "training": Training(patience=None),
-    "progress_bar": False,
-}
-
-
-def with_optimizer(optimizer):
-    return {**RESUMED, "training": Training(patience=None, optimizer=optimizer)}
-
-
-def test_a_resumed_fit_ends_as_an_unbroken_one(monkeypatch, tmp_path):
-    whole, history = fit(jr.key(0), SAMPLES, network=tiny(), **RESUMED)
-    path = tmp_path / "fit.ckpt"
-    interrupted_after(monkeypatch, 2, path, **RESUMED)
-    resumed, later = fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **RESUMED)
-    assert equal(whole, resumed)
-    for name in ("step", "loss", "validation_loss", "best_step"):
-        np.testing.assert_array_equal(history[name], later[name])
-    assert np.all(np.diff(later["wall_time"]) > 0)
-    # a finished one gives its result at once
-    again, _ = fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **RESUMED)
-    assert equal(whole, again)
-
-
-def test_a_fit_with_an_optimizer_is_resumed(monkeypatch, tmp_path):
-    options = with_optimizer(OWN_OPTIMIZER)
-    whole, _ = fit(jr.key(0), SAMPLES, network=tiny(), **options)
-    path = tmp_path / "fit.ckpt"
-    interrupted_after(monkeypatch, 2, path, **options)
-    # the same again as another object, as in another process
-    again = with_optimizer(optax.adamw(optax.cosine_decay_schedule(0.02, 1000)))
-    resumed, _ = fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **again)
-    assert equal(whole, resumed)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "named"),
-    [
-        (optax.adamw(optax.cosine_decay_schedule(0.02, 900)), r"\['optimizer'\]"),
-        (optax.adamw(0.02), r"\['optimizer'\]"),
-        (optax.sgd(0.02), r"\['optimizer'\]"),
-        (None, r"\['learning_rate', 'optimizer'\]"),
-    ],
-    ids=["schedule", "no schedule", "kind", "default"],
-)
-def test_a_checkpoint_of_another_optimizer_is_refused(
-    monkeypatch, tmp_path, optimizer, named
-):
-    path = tmp_path / "fit.ckpt"
-    interrupted_after(monkeypatch, 1, path, **with_optimizer(OWN_OPTIMIZER))
-    options = {"checkpoint": path, **with_optimizer(optimizer)}
-    with pytest.raises(ValueError, match=f"differs in {named}"):
-        fit(jr.key(0), SAMPLES, network=tiny(), **options)
-
-
-@pytest.mark.parametrize(
-    ("key", "samples", "options", "named"),
-    [
-        (1, SAMPLES, {}, "key"),
-        (0, SAMPLES + 1.0, {}, "samples"),
-        (0, SAMPLES, {"batch_size": 8}, "batch_size"),
-        (0, SAMPLES, {"network": "other"}, "network"),
-        (0, SAMPLES, {"training": Training(ema_decay=0.9)}, "ema_decay"),
-    ],
-)
-def test_a_checkpoint_of_another_fit_is_refused(
-    monkeypatch, tmp_path, key, samples, options, named
-):
-    path = tmp_path / "fit.ckpt"
-    interrupted_after(monkeypatch, 1, path, **RESUMED)
-    options = {"network": tiny(), **RESUMED, **options}
-    if options["network"] == "other":
-        options["network"] = EnergyMLP((2,), width=8, depth=2, key=jr.key(7))
-    with pytest.raises(ValueError, match=rf"differs in \['{named}'\]"):
-        fit(jr.key(key), samples, checkpoint=path, **options)
-
-
-def test_a_damaged_checkpoint_is_refused(monkeypatch, tmp_path):
-    path = tmp_path / "fit.ckpt"
-    interrupted_after(monkeypatch, 1, path, **RESUMED)
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match=r"fit\.ckpt must .*Delete the file to begin"):
-        fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=path, **RESUMED)
-
-
-@pytest.mark.parametrize(
-    ("place", "error", "message"),
-    [
-        ("", ValueError, "`checkpoint` must be the path of a file"),
-        ("none/fit.ckpt", FileNotFoundError, "folder that exists.*Make"),
-    ],
-)
-def test_a_checkpoint_that_cannot_be_written_is_refused_at_once(
-    tmp_path, place, error, message
-):
-    with pytest.raises(error, match=message):
-        fit(jr.key(0), SAMPLES, network=tiny(), checkpoint=tmp_path / place, **RESUMED)
-
-
-def test_a_checkpoint_takes_the_numbers_of_numpy(tmp_path):
-    options = {**QUICK, "checkpoint": tmp_path / "fit.ckpt"}
-    options["num_steps"] = np.int64(options["num_steps"])
-    first, _ = fit(jr.key(0), SAMPLES, network=tiny(), **options)
-    again, _ = fit(jr.key(0), SAMPLES, network=tiny(), **options)
-    assert equal(first, again)
