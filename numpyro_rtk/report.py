@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpyro_rtk._checks import COARSE, coarse_message
-from numpyro_rtk.core.ladder import LEAST_ACCEPTANCE, suggest_levels
+from numpyro_rtk.core.levels import LEAST_ACCEPTANCE, suggest_levels
 from numpyro_rtk.core.population import narrowest_found
 
 __all__ = [
@@ -156,7 +156,7 @@ def _log_offset(mcmc: Any) -> np.ndarray:
 
 def _bridge(mcmc: Any) -> tuple[float, float]:
     down, up = (_exchange_field(mcmc, f"bridge_{way}") for way in ("down", "up"))
-    centre = np.asarray(mcmc.last_state.shared.settings.centre, np.float64)
+    centre = np.asarray(mcmc.last_state.shared.settings.log_ratio, np.float64)
     mean_down, mean_up = down.mean(axis=1), up.mean(axis=1)
     # an edge of a chain where no increment counts keeps what warm-up believed of it
     is_known = (mean_down > 0.0) & (mean_up > 0.0)
@@ -551,7 +551,7 @@ def _disagreeing_edges(
     # a density that is exact at every level has nothing to train
     if not getattr(sampler, "uses_network", True):
         return np.array([], int)
-    factor = np.atleast_2d(np.asarray(settings.mean_score)).mean(axis=0)
+    factor = np.atleast_2d(np.asarray(settings.proposals.mean_score)).mean(axis=0)
     fall = np.zeros(len(factor))
     if log_likelihood is not None:
         typical = np.median(log_likelihood, axis=0)
