@@ -24,14 +24,14 @@ import jax.random as jr
 import numpy as np
 
 from numpyro_rtk.core.annealed import Path
+from numpyro_rtk.core.curvature import mean_square
 from numpyro_rtk.core.multistep import Multistep, fit_multistep, probability_flow
-from numpyro_rtk.core.population import mean_square
 from numpyro_rtk.core.segment import (
     Evaluation,
     Segment,
     paper_segment_between,
+    proposal_mean,
     segment_between,
-    start_mean,
 )
 from numpyro_rtk.density import BaseFn, usable, value_and_grad
 from numpyro_rtk.noise import noise_variance, signal
@@ -175,9 +175,11 @@ def calibrate(
         scores = scores_at(population, high)
         second_moment = mean_square(scores)
         segment = segment_between(low, high, second_moment)
-        means = jax.vmap(start_mean, in_axes=(None, 0, 0))(segment, population, scores)
+        means = jax.vmap(proposal_mean, in_axes=(None, 0, 0))(
+            segment, population, scores
+        )
         noise = _balanced_normal(key, num_particles, dim, t.dtype)
-        return means + jnp.sqrt(segment.start_variance) * noise, second_moment
+        return means + segment.root * noise, second_moment
 
     top = _balanced_normal(key_top, num_particles, dim, t.dtype)
     keys = jr.split(key_down, t.shape[0] - 1)

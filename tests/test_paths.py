@@ -112,7 +112,7 @@ def test_calibrate_gives_the_start_variance_of_wide_segments(key):
     """1 - v E[score**2] is .04 here: the sampling error of E[score**2] would be .09."""
     base = standardised(STANDARD)
     moment = paths.calibrate(key, base, TIMES, 2)
-    got = paths.plan_segments(TIMES, moment)[0].start_variance
+    got = paths.plan_segments(TIMES, moment)[0].root ** 2
     a = np.exp(-np.diff(TIMES))[:, None]
     np.testing.assert_allclose(got, np.broadcast_to(1.0 - a**2, (5, 2)), rtol=0.2)
 
@@ -140,7 +140,7 @@ def test_plan_segments():
     noise = 1.0 - np.exp(-2.0 * TIMES[:-1, None])
     bridge = noise * v / (noise * a**2 + v)
     start = np.maximum(v / a**2 * (1.0 - v * moment[1:]), np.maximum(bridge, 0.02 * v))
-    np.testing.assert_allclose(segments.start_variance, start, rtol=1e-4)
+    np.testing.assert_allclose(segments.root**2, start, rtol=1e-4)
     np.testing.assert_allclose(scale, (a**2 / v + moment[:-1]) ** -0.5, rtol=1e-5)
 
 
@@ -152,11 +152,9 @@ def test_plan_segments_with_the_papers_start():
     _, usual_scale = paths.plan_segments(TIMES, moment)
     smoothness = np.max(moment[:-1], axis=1, keepdims=True)
     expected = np.broadcast_to(0.25 / smoothness, (5, 2))
-    np.testing.assert_allclose(segments.start_variance, expected, rtol=1e-6)
-    np.testing.assert_allclose(
-        segments.start_x, 0.5 * np.exp(np.diff(TIMES)), rtol=1e-5
-    )
-    np.testing.assert_array_equal(segments.start_score, np.zeros(5))
+    np.testing.assert_allclose(segments.root**2, expected, rtol=1e-6)
+    np.testing.assert_allclose(segments.mean_x, 0.5 * np.exp(np.diff(TIMES)), rtol=1e-5)
+    np.testing.assert_array_equal(segments.mean_score, np.zeros(5))
     np.testing.assert_array_equal(scale, usual_scale)
 
 

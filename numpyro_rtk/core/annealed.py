@@ -39,10 +39,10 @@ from numpyro_rtk.core.segment import (
     Segment,
     log_volume_ratio,
     noising_misfit,
+    proposal_misfit,
     reverse_kernel,
     sample_noising,
-    sample_start,
-    start_misfit,
+    sample_proposal,
     with_noising,
     without_noising,
 )
@@ -219,7 +219,7 @@ def _descend(key, carry, path, plan, inner, num_steps):
             x, upper, log_weight = carry
             random, noise, low, *settings = inputs
             segment = settings[0]
-            start = sample_start(segment, x, upper.score, noise)
+            start = sample_proposal(segment, x, upper.score, noise)
             at_start = path(start, low)
             z, lower, info = inner_steps(
                 random, x, start, at_start, low, settings, path, inner, steps
@@ -272,7 +272,7 @@ def anneal_up(
             )
             upper = path(x, high)
             log_weight = log_weight - noising_misfit(segment, x, start)
-            log_weight = log_weight + start_misfit(segment, start, x, upper.score)
+            log_weight = log_weight + proposal_misfit(segment, start, x, upper.score)
             log_weight = log_weight + _steps_ratio(at_start, lower)
             return (x, upper, log_weight), info
 

@@ -1,16 +1,29 @@
-"""Covariances in either form: matrices ``(K, dim, dim)`` or diagonals ``(K, dim)``.
+"""Covariances as matrices ``(K, dim, dim)`` or diagonals ``(K, dim)``, and their roots.
 
-Which form it is follows from the number of axes; K may count levels, edges or modes.
+Which of them it is follows from the number of axes; K may count levels, edges or modes.
 """
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["definite", "diagonal_of", "like", "roots", "shrunk"]
+__all__ = [
+    "definite",
+    "diagonal_of",
+    "inverse_rooted",
+    "like",
+    "rooted",
+    "roots",
+    "shrunk",
+    "stretch",
+]
+
+_SMALLEST_VARIANCE, _TINY = 1e-12, 1e-30
+# Added to a diagonal, as a part of it: what a Cholesky root in float32 needs.
+_RIDGE = 1e-5
 
 
 def diagonal_of(matrices: jax.Array) -> jax.Array:
-    """The variances ``(K, dim)`` of covariances in either form."""
+    """The variances ``(K, dim)`` of covariances."""
     if matrices.ndim == 2:
         return matrices
     return jnp.diagonal(matrices, axis1=-2, axis2=-1)
@@ -19,6 +32,11 @@ def diagonal_of(matrices: jax.Array) -> jax.Array:
 def like(scalars: jax.Array, rows: jax.Array) -> jax.Array:
     """``(K,)`` with as many axes as the rows have."""
     return scalars.reshape((-1,) + (1,) * (rows.ndim - 1))
+
+
+def stretch(root: jax.Array, vector: jax.Array) -> jax.Array:
+    """A root ``(dim,)`` or ``(dim, dim)`` applied to a vector ``(dim,)``."""
+    return root * vector if root.ndim == 1 else root @ vector
 
 
 def shrunk(covariance: jax.Array, count: jax.Array) -> jax.Array:
@@ -32,25 +50,25 @@ def shrunk(covariance: jax.Array, count: jax.Array) -> jax.Array:
     if covariance.ndim == 2:
         return covariance
     dim = covariance.shape[-1]
-    variance = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 1e-30)
+    variance = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), _TINY)
     sd = jnp.sqrt(variance)
     # of two or three draws a variance may be rounded to below 0
     correlation = jnp.clip(covariance / (sd[:, :, None] * sd[:, None, :]), -1.0, 1.0)
     off = 1.0 - jnp.eye(dim, dtype=covariance.dtype)[None]
     observed = jnp.sum(jnp.square(correlation) * off, axis=(-2, -1))
     spurious = dim * (dim - 1.0) / jnp.maximum(count, 1.0)
-    keep = jnp.clip(1.0 - spurious / jnp.maximum(observed, 1e-12), 0.0, 1.0)
+    keep = jnp.clip(1.0 - spurious / jnp.maximum(observed, _TINY), 0.0, 1.0)
     return covariance * (1.0 - off + jnp.reshape(keep, (-1, 1, 1)) * off)
 
 
 def definite(matrices: jax.Array) -> jax.Array:
-    """With the little on the diagonal that a Cholesky root in float32 needs.
+    """With a little on the diagonal, so that there is a Cholesky root.
 
     A part of each coordinate's own variance: a root does not mind different units, and
     where one coordinate is known a million times better the other keeps its size.
     """
     eye = jnp.eye(matrices.shape[-1], dtype=matrices.dtype)[None]
-    return matrices + (1e-5 * matrices + 1e-30) * eye
+    return matrices + (_RIDGE * matrices + _TINY) * eye
 
 
 def roots(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,7 +82,7 @@ def roots(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def column(j, carry):
         rest, root = carry
-        pivot = jnp.sqrt(jnp.maximum(rest[:, j, j], 1e-30))[:, None]
+        pivot = jnp.sqrt(jnp.maximum(rest[:, j, j], _TINY))[:, None]
         new = jnp.where(index[None] >= j, rest[:, :, j] / pivot, 0.0)
         rest = rest - new[:, :, None] * new[:, None, :]
         return rest, root.at[:, :, j].set(new)
@@ -78,3 +96,18 @@ def roots(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     inverse = jax.lax.fori_loop(0, dim, row, jnp.zeros_like(matrices))
     return root, inverse
+
+
+def rooted(covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Lower roots of covariances, matrices or diagonals, and their inverses."""
+    if covariance.ndim == 2:
+        root = jnp.sqrt(jnp.maximum(covariance, _SMALLEST_VARIANCE))
+        return root, 1.0 / root
+    return roots(definite(covariance))
+
+
+def inverse_rooted(covariance: jax.Array) -> jax.Array:
+    """A root of each inverse, ``r @ r.T``, matrices or diagonals."""
+    if covariance.ndim == 2:
+        return jax.lax.rsqrt(jnp.maximum(covariance, _SMALLEST_VARIANCE))
+    return jnp.swapaxes(roots(definite(covariance))[1], -1, -2)

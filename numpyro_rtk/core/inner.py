@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
+from numpyro_rtk.core.covariance import stretch as stretch
 from numpyro_rtk.core.segment import DensityFn, Evaluation
 
 __all__ = [
@@ -246,11 +247,6 @@ def accept_probability(log_ratio: jax.Array) -> tuple[jax.Array, jax.Array]:
 def accept(is_accepted: jax.Array, proposed: Any, current: Any) -> Any:
     """``proposed`` where accepted, else ``current``; any pytree."""
     return jax.tree.map(lambda p, c: jnp.where(is_accepted, p, c), proposed, current)
-
-
-def stretch(scale: jax.Array, vector: jax.Array) -> jax.Array:
-    """From the sampler's coordinates ``(dim,)`` to the target's."""
-    return scale * vector if scale.ndim == 1 else scale @ vector
 
 
 def unstretch_score(scale: jax.Array, score: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ came down that way with all its particles, proposes the modes directly:
 
 leaves :math:`\pi_0` invariant whatever was fitted (Tierney, *Annals of Statistics* 1994).
 It costs one evaluation, and pays where modes are few and about Gaussian; where they are
-not, it is refused, and the exchange does the work.
+not, it is refused, and draws change mode by exchanges alone.
 
 Warm-up's draws go on to fit each component: by sums weighted with their responsibilities,
 so that one which no draw has visited stays as the population left it.
@@ -24,8 +24,16 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk.core.annealed import Path
-from numpyro_rtk.core.covariance import definite, diagonal_of, like, roots, shrunk
-from numpyro_rtk.core.inner import accept, stretch
+from numpyro_rtk.core.covariance import (
+    definite,
+    diagonal_of,
+    like,
+    roots,
+    shrunk,
+    stretch,
+)
+from numpyro_rtk.core.inner import accept
+from numpyro_rtk.core.replicas import Replicas
 from numpyro_rtk.core.segment import Evaluation
 
 __all__ = [
@@ -36,6 +44,7 @@ __all__ = [
     "empty_mode_tally",
     "fit_modes",
     "jump",
+    "jump_bottom",
     "log_shares",
     "membership",
     "moved_modes",
@@ -49,12 +58,14 @@ _NUM_STEPS = 40  # of EM
 _LEAST_WEIGHT = 0.02
 # A window's draws count against this part of what a component rested on before.
 _MEMORY = 0.5
+# Covariances known from few points are widened, up to one and this many times.
+_MOST_WIDENED = 3.0
 # A component with fewer of a window's draws stays as it was.
 _VISITED = 1.0
 
 
 class Modes(NamedTuple):
-    """A Gaussian mixture; covariances are matrices or diagonals, as in ``ladder.py``.
+    """A Gaussian mixture; covariances are matrices or diagonals.
 
     Attributes:
         log_weight: ``(M,)``, normalised.
@@ -176,6 +187,23 @@ def jump(
     return position, evaluation, accept_prob
 
 
+def jump_bottom(
+    key: jax.Array, replicas: Replicas, path: Path, levels, modes: Modes
+) -> tuple[Replicas, jax.Array]:
+    """A jump of the replica at level 0, and its probability of acceptance."""
+    level, x, evaluation = jax.tree.map(
+        lambda leaf: leaf[0], (levels, replicas.position, replicas.evaluation)
+    )
+    noise = JumpNoise.draw(key, modes)
+    x, evaluation, accept_prob = jump(noise, x, evaluation, path, level, modes)
+    put = lambda all_levels, one: all_levels.at[0].set(one)
+    after = replicas._replace(
+        position=put(replicas.position, x),
+        evaluation=jax.tree.map(put, replicas.evaluation, evaluation),
+    )
+    return after, accept_prob
+
+
 def empty_mode_tally(modes: Modes) -> ModeTally:
     """Zeros for these components."""
     zeros = jnp.zeros_like
@@ -236,15 +264,15 @@ def _by_component(modes: Modes, x: jax.Array) -> jax.Array:
     )
 
 
-def _sums(shares, x, dense: bool, centre=None) -> ModeTally:
-    """Of points shared out, about ``centre`` or the components' own means."""
+def _sums(shares, x, dense: bool, about=None) -> ModeTally:
+    """Of points shared out, from ``about`` or the components' own means."""
     count = jnp.sum(shares, axis=0)
-    if centre is None:
-        centre = (shares.T @ x) / jnp.maximum(count, 1e-6)[:, None]
-        total = centre * count[:, None]
+    if about is None:
+        about = (shares.T @ x) / jnp.maximum(count, 1e-6)[:, None]
+        total = about * count[:, None]
     else:
-        total = shares.T @ x - centre * count[:, None]
-    off = x[:, None] - centre[None]
+        total = shares.T @ x - about * count[:, None]
+    off = x[:, None] - about[None]
     if dense:
         square = jnp.einsum("nm,nma,nmb->mab", shares, off, off)
     else:
@@ -269,7 +297,9 @@ def _with_roots(
     weight = jnp.maximum(weight, _LEAST_WEIGHT * (count > 1.0)) + 1e-12
     log_weight = jnp.log(weight / jnp.sum(weight))
     # what is known from few points may be wider than it looks: as the predictive law
-    wider = 1.0 + part * jnp.minimum((dim + 1.0) / jnp.maximum(count, 1.0), 3.0)
+    wider = 1.0 + part * jnp.minimum(
+        (dim + 1.0) / jnp.maximum(count, 1.0), _MOST_WIDENED
+    )
     spread = shrunk(spread * like(wider, spread), jnp.maximum(count, 1.0))
     variance = jnp.maximum(diagonal_of(spread), floor[None])
     if spread.ndim == 2:

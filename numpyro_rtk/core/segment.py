@@ -1,4 +1,4 @@
-r"""The reverse transition kernel of one segment, and its Gaussian start.
+r"""The reverse transition kernel of one segment, and its Gaussian proposal.
 
 A segment joins the levels ``t_{k-1} < t_k``. With :math:`a = e^{-(t_k - t_{k-1})}` and
 :math:`v = 1 - a^2` the noising kernel is :math:`N(x_k; a z, v I)`, and the reverse
@@ -7,17 +7,23 @@ transition kernel (Huang et al., NeurIPS 2024, arXiv 2405.16387, eq. 4) is
 .. math:: p(z \mid x_k) \propto \pi_{k-1}(z)\, N(x_k; a z, v I),
           \qquad \nabla = \nabla\log\pi_{k-1}(z) + a (x_k - a z) / v .
 
-Its *Gaussian start* is the one-step approximation
+Its *proposal* is a Gaussian
 
-.. math:: q(z \mid x_k) = N\Bigl(z; \tfrac{1}{a}(x_k + v \nabla\log\pi_k(x_k)),
-          \operatorname{diag}(\text{start variance})\Bigr),
+.. math:: q(z \mid x_k) = N\bigl(z;\; m_x x_k + m_s \nabla\log\pi_k(x_k) + b,\; R R^T\bigr).
 
-whose mean is exact by Tweedie's formula when :math:`\pi_k` is the noised
-:math:`\pi_{k-1}`, and whose best variance then is
-:math:`\tfrac{v}{a^2} (1 - v\,E[(\nabla\log\pi_k)^2])` (analytic-DPM, Bao et al., ICLR
-2022, arXiv 2201.06503). Having a density, it is what makes weights possible.
+The *analytic* one, :func:`segment_between`, has the mean
+:math:`\tfrac{1}{a}(x_k + v \nabla\log\pi_k(x_k))`, which is exact by Tweedie's formula
+when :math:`\pi_k` is the noised :math:`\pi_{k-1}`, and the diagonal variance that is best
+then, :math:`\tfrac{v}{a^2} (1 - v\,E[(\nabla\log\pi_k)^2])` (analytic-DPM, Bao et al.,
+ICLR 2022, arXiv 2201.06503). ``proposals.py`` fits one. Having a density, it is what makes
+weights possible: those of a step from :math:`x_k` down to z change by
 
-Positions are vectors ``(dim,)`` on the standardised scale.
+.. math:: W = \log\frac{\pi_{k-1}(z)\,N(x_k; a z, v I)}{\pi_k(x_k)\,q(z \mid x_k)},
+
+the *log-weight increment*.
+
+Positions are vectors ``(dim,)`` on the standardised scale. An *edge* of a ladder is the
+segment between two neighbouring levels.
 """
 
 from collections.abc import Callable
@@ -26,33 +32,35 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from numpyro_rtk.core.covariance import stretch
 from numpyro_rtk.noise import noise_variance
 
 __all__ = [
     "DensityFn",
     "Evaluation",
     "Segment",
-    "analytic_start_variance",
+    "analytic_variance",
     "log_noising",
-    "log_start",
+    "log_proposal",
     "log_volume_ratio",
+    "log_weight_increment",
     "noising_between",
     "noising_misfit",
     "paper_segment_between",
+    "proposal_mean",
+    "proposal_misfit",
     "reverse_kernel",
     "sample_noising",
-    "sample_start",
+    "sample_proposal",
     "segment_between",
-    "start_mean",
-    "start_misfit",
     "with_noising",
     "without_noising",
 ]
 
 _LOG_2PI = 1.8378770664093453
-# A start narrower than this fraction of a standard normal's reverse kernel is not to be
+# A proposal narrower than this fraction of a standard normal's reverse kernel is not to be
 # believed: the moment that it is computed from is an estimate.
-_SMALLEST_START_FRACTION = 0.02
+_SMALLEST_FRACTION = 0.02
 
 
 class Evaluation(NamedTuple):
@@ -66,17 +74,28 @@ DensityFn = Callable[[jax.Array], Evaluation]
 
 
 class Segment(NamedTuple):
-    """One segment: ``a`` and ``v`` are scalars, and its Gaussian start.
+    """One segment, or those of a ladder with a leading axis K, lowest first.
 
-    The start has mean ``start_x * x + start_score * score`` (scalars) and variance
-    ``start_variance`` ``(dim,)``.
+    Attributes:
+        a: signal that the noising keeps, a scalar.
+        v: the noising's variance, a scalar.
+        mean_x: factor of the upper state in the proposal's mean, a scalar.
+        mean_score: factor of its score, a scalar.
+        shift: rest of the mean, ``(dim,)``.
+        root: a root of the proposal's covariance, ``(dim, dim)``, or where that is
+            diagonal ``(dim,)``.
+        inverse_root: its inverse.
+        log_det: log determinant of the root, a scalar.
     """
 
     a: jax.Array
     v: jax.Array
-    start_x: jax.Array
-    start_score: jax.Array
-    start_variance: jax.Array
+    mean_x: jax.Array
+    mean_score: jax.Array
+    shift: jax.Array
+    root: jax.Array
+    inverse_root: jax.Array
+    log_det: jax.Array
 
 
 def noising_between(t_low: jax.Array, t_high: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -87,7 +106,7 @@ def noising_between(t_low: jax.Array, t_high: jax.Array) -> tuple[jax.Array, jax
 def segment_between(
     t_low: jax.Array, t_high: jax.Array, second_moment: jax.Array
 ) -> Segment:
-    """The segment from ``t_high`` down to ``t_low`` (OU time) with an analytic start.
+    """The segment from ``t_high`` down to ``t_low`` (OU time) with the analytic proposal.
 
     Args:
         t_low: scalar or ``(K,)``.
@@ -95,14 +114,14 @@ def segment_between(
         second_moment: mean squared score at ``t_high`` per coordinate, ``(..., dim)``.
     """
     a, v = noising_between(t_low, t_high)
-    variance = analytic_start_variance(a, v, second_moment, noise_variance(t_low))
-    return Segment(a, v, 1.0 / a, v / a, variance)
+    variance = analytic_variance(a, v, second_moment, noise_variance(t_low))
+    return _with_variance(a, v, 1.0 / a, v / a, variance)
 
 
 def paper_segment_between(
     t_low: jax.Array, t_high: jax.Array, smoothness: jax.Array, dim: int
 ) -> Segment:
-    """A segment with the paper's start ``N(x e^eta / 2, I / (4 L))``.
+    """A segment with the paper's proposal ``N(x e^eta / 2, I / (4 L))``.
 
     It is built for a worst-case bound (arXiv 2405.16387, theorem on MALA) and poor in
     practice; kept for reproduction.
@@ -118,10 +137,17 @@ def paper_segment_between(
     variance = jnp.broadcast_to(
         (0.25 / smoothness)[..., None], (*jnp.shape(smoothness), dim)
     )
-    return Segment(a, v, 0.5 / a, jnp.zeros_like(a), variance)
+    return _with_variance(a, v, 0.5 / a, jnp.zeros_like(a), variance)
 
 
-def analytic_start_variance(
+def _with_variance(a, v, mean_x, mean_score, variance: jax.Array) -> Segment:
+    root = jnp.sqrt(variance)
+    log_det = 0.5 * jnp.sum(jnp.log(variance), axis=-1)
+    shift = jnp.zeros_like(root)
+    return Segment(a, v, mean_x, mean_score, shift, root, 1.0 / root, log_det)
+
+
+def analytic_variance(
     a: jax.Array,
     v: jax.Array,
     second_moment: jax.Array,
@@ -134,15 +160,15 @@ def analytic_start_variance(
     The bound matters in wide segments, where the difference from 1 is small.
 
     Args:
-        a: the segment's, like ``v`` a scalar or ``(K,)``.
-        v: see there.
+        a: signal that the segment's noising keeps, a scalar or ``(K,)``.
+        v: that noising's variance, like ``a``.
         second_moment: mean squared score at the upper level, ``(..., dim)``.
         lower_noise: the noise's variance at the lower level, like ``v``.
     """
     a, v, lower_noise = (jnp.asarray(x)[..., None] for x in (a, v, lower_noise))
     widest = v / jnp.square(a)
     bridge = lower_noise * v / (lower_noise * jnp.square(a) + v)
-    smallest = jnp.maximum(bridge, _SMALLEST_START_FRACTION * v)
+    smallest = jnp.maximum(bridge, _SMALLEST_FRACTION * v)
     return jnp.clip(widest * (1.0 - v * second_moment), smallest, widest)
 
 
@@ -204,43 +230,63 @@ def without_noising(
     )
 
 
-def start_mean(segment: Segment, x: jax.Array, score: jax.Array) -> jax.Array:
-    """Mean of the start of ``z`` given ``x``; Tweedie's ``(x + v score) / a``."""
-    return segment.start_x * x + segment.start_score * score
+def proposal_mean(segment: Segment, x: jax.Array, score: jax.Array) -> jax.Array:
+    """Mean ``(dim,)`` of the proposal of ``z``, given ``x`` and the upper score there."""
+    return segment.mean_x * x + segment.mean_score * score + segment.shift
 
 
-def sample_start(
+def sample_proposal(
     segment: Segment, x: jax.Array, score: jax.Array, noise: jax.Array
 ) -> jax.Array:
-    """A draw of the Gaussian start from standard normal ``noise`` ``(dim,)``.
+    """A draw of the proposal from standard normal ``noise`` ``(dim,)``.
 
     ``score`` is the upper level's at ``x``.
     """
-    return start_mean(segment, x, score) + jnp.sqrt(segment.start_variance) * noise
+    return proposal_mean(segment, x, score) + stretch(segment.root, noise)
 
 
-def start_misfit(
+def proposal_misfit(
     segment: Segment, z: jax.Array, x: jax.Array, score: jax.Array
 ) -> jax.Array:
-    """Half the squared distance of ``z`` from the start's mean, in its variances."""
-    residual = z - start_mean(segment, x, score)
-    return 0.5 * jnp.sum(jnp.square(residual) / segment.start_variance)
+    """Half the squared distance of ``z`` from the proposal's mean, in its spread."""
+    residual = z - proposal_mean(segment, x, score)
+    return 0.5 * jnp.sum(jnp.square(stretch(segment.inverse_root, residual)))
 
 
-def log_start(
+def log_proposal(
     segment: Segment, z: jax.Array, x: jax.Array, score: jax.Array
 ) -> jax.Array:
-    """Log density of the Gaussian start at ``z``, a scalar."""
-    volume = 0.5 * jnp.sum(_LOG_2PI + jnp.log(segment.start_variance))
-    return -start_misfit(segment, z, x, score) - volume
+    """Log density of the proposal at ``z``, a scalar."""
+    volume = segment.log_det + 0.5 * z.size * _LOG_2PI
+    return -proposal_misfit(segment, z, x, score) - volume
 
 
 def log_volume_ratio(segments: Segment) -> jax.Array:
-    """The part of ``log_noising - log_start`` that no position enters.
+    """The part of ``log_noising - log_proposal`` that no position enters.
 
     One number per segment, for any leading axes: apart, so that a run takes its
     logarithms once and not at every point.
     """
-    variance = segments.start_variance
-    dim = variance.shape[-1]
-    return 0.5 * (jnp.sum(jnp.log(variance), axis=-1) - dim * jnp.log(segments.v))
+    dim = segments.shift.shape[-1]
+    return segments.log_det - 0.5 * dim * jnp.log(segments.v)
+
+
+def log_weight_increment(
+    segment: Segment,
+    z: jax.Array,
+    x: jax.Array,
+    at_z: Evaluation,
+    at_x: Evaluation,
+) -> jax.Array:
+    """W of a step from ``x`` down to ``z``, a scalar; see the module.
+
+    Args:
+        segment: the segment.
+        z: state at the lower level, ``(dim,)``.
+        x: state at the upper level, ``(dim,)``.
+        at_z: the lower level's evaluation at ``z``.
+        at_x: the upper level's at ``x``.
+    """
+    misfit = noising_misfit(segment, x, z) - proposal_misfit(segment, z, x, at_x.score)
+    ratio = at_z.log_density - at_x.log_density
+    return ratio - misfit + log_volume_ratio(segment)

@@ -46,7 +46,7 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
 def _bridge(mcmc: Any) -> tuple[float, float]:
     """By bridge sampling alone, and its error."""
     down, up = (exchange_field(mcmc, f"bridge_{way}") for way in ("down", "up"))
-    log_ratio = np.asarray(mcmc.last_state.shared.settings.centre, np.float64)
+    log_ratio = np.asarray(mcmc.last_state.shared.settings.log_ratio, np.float64)
     mean_down, mean_up = down.mean(axis=1), up.mean(axis=1)
     # an edge of a chain where no increment counts keeps what warm-up believed of it
     is_known = (mean_down > 0.0) & (mean_up > 0.0)

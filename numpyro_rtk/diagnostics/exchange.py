@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_rtk.core.ladder import suggest_levels
+from numpyro_rtk.core.levels import suggest_levels
 from numpyro_rtk.diagnostics.evidence import log_evidence
 from numpyro_rtk.diagnostics.exchange_sentences import (
     LIMITS,
@@ -231,7 +231,7 @@ def _disagreeing_edges(
     # a density that is exact at every level has nothing to train
     if not getattr(sampler, "uses_network", True):
         return np.array([], int)
-    factor = np.atleast_2d(np.asarray(settings.mean_score)).mean(axis=0)
+    factor = np.atleast_2d(np.asarray(settings.proposals.mean_score)).mean(axis=0)
     fall = np.zeros(len(factor))
     if log_likelihood is not None:
         typical = np.median(log_likelihood, axis=0)

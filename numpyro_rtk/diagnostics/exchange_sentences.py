@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numpyro_rtk._checks import COARSE, coarse_message
-from numpyro_rtk.core.ladder import LEAST_ACCEPTANCE, suggest_levels
+from numpyro_rtk.core.levels import LEAST_ACCEPTANCE, suggest_levels
 from numpyro_rtk.core.population import narrowest_found
 from numpyro_rtk.diagnostics.population import lost_regions
 

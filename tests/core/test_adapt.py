@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from numpyro_rtk.core.adapt import (
+    Frame,
     Moments,
     StepSize,
     Trials,
@@ -15,6 +16,7 @@ from numpyro_rtk.core.adapt import (
     best_trial,
     record_trial,
     spread_of,
+    wider_reference,
 )
 
 SCALES = jnp.array([0.1, 1.0, 3.0])
@@ -126,3 +128,39 @@ def test_best_trial_has_the_largest_mean_outcome():
         Trials(values, jnp.zeros(4), jnp.zeros(4, jnp.int32)), 2, jnp.array(-5.0)
     )
     assert best_trial(negative) == 10.0  # the only one tried
+
+
+def moments_of(draws):
+    mean = draws.mean(axis=0)
+    square = np.sum((draws - mean) ** 2, axis=0)
+    return Moments(jnp.array(len(draws)), *map(jnp.float32, (mean, square)))
+
+
+def test_reference_is_widened_never_narrowed_and_fitted_without_a_prior():
+    """Of four coordinates the draws are narrow, wide, far out, and without a prior."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(500, 4)) * [0.1, 3.0, 0.2, 0.3] + [0.2, 0.0, 5.0, 7.0]
+    loc, scale = jnp.zeros(4), jnp.ones(4)
+    has_prior = np.array([True, True, True, False])
+    frame = Frame(loc, scale, jnp.zeros(4))
+    new = wider_reference(moments_of(draws), frame, has_prior)
+    new_loc, new_scale, _ = new
+    np.testing.assert_array_equal(new_loc[:3], 0.0)  # the prior's centre stays
+    assert new_scale[0] == 1.0
+    np.testing.assert_allclose(new_scale[1], 3.0, rtol=0.1)
+    np.testing.assert_allclose(new_scale[2], 5.0, rtol=0.1)
+    np.testing.assert_allclose(new_loc[3], 7.0, rtol=0.02)
+    # twice the draws' spread, and a little for the former values, 7 away
+    np.testing.assert_allclose(new_scale[3], 0.6, rtol=0.1)
+    # what has been widened is not drawn in by later draws of one mode
+    later = moments_of(0.01 * rng.normal(size=(500, 4)))
+    last = wider_reference(later, new, has_prior).scale
+    assert np.all(last[:3] >= new_scale[:3])
+    assert last[3] < 20.0
+
+
+def test_a_reference_without_draws_stays():
+    nothing = Moments(jnp.array(0), jnp.zeros(2), jnp.zeros(2))
+    frame = Frame(jnp.array([1.0, 2.0]), jnp.array([0.3, 4.0]), jnp.ones(2))
+    found = wider_reference(nothing, frame, np.array([True, False]))
+    jax.tree.map(np.testing.assert_array_equal, found, frame)

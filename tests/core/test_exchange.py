@@ -1,4 +1,4 @@
-"""Replica exchange: invariance, works, controls, round trips."""
+"""Replica exchange: invariance, log-weight increments, controls, round trips."""
 
 import functools
 
@@ -10,25 +10,23 @@ import pytest
 
 from numpyro_rtk import paths
 from numpyro_rtk.core import exchange as exchange_module, mala, uld
-from numpyro_rtk.core.exchange import (
-    Edges,
+from numpyro_rtk.core.bridge import bridge_terms
+from numpyro_rtk.core.exchange import sweep
+from numpyro_rtk.core.replicas import (
     ExchangePlan,
     Replicas,
-    bridge_terms,
     draw_sweeps,
     evals_per_sweep,
     evaluate_all,
-    sweep,
 )
-from numpyro_rtk.core.pilot import population_down
-from numpyro_rtk.core.segment import Evaluation
+from numpyro_rtk.core.segment import Evaluation, Segment, proposal_misfit
 from numpyro_rtk.density import standardised
 from tests.oracles import SKEWED, assert_mean, summaries, z_score
 
 N = 4_000
 TIMES = np.array([0.0, 0.15, 0.6, 3.0])
 PRIOR = SKEWED.standardised()
-# Log constants of the unnormalised levels: what the works must find.
+# Log constants of the unnormalised levels: what the increments must find.
 CONSTANTS = np.array([0.7, -0.4, 0.3])
 
 
@@ -41,12 +39,12 @@ def path(u, level):
 
 @functools.cache
 def plan(poor=False, swap_share=0.0):
-    """A dense start that is deliberately not the best, or is poor."""
+    """A dense proposal that is deliberately not the best, or is poor."""
     a, v = np.exp(TIMES[:-1] - TIMES[1:]), -np.expm1(2.0 * (TIMES[:-1] - TIMES[1:]))
-    # the top edge starts nearly from the whole of level 2, of spread about one
+    # the top edge proposes nearly from the whole of level 2, of spread about one
     width = np.array([*(np.sqrt(v) / a)[:2], 1.1])
     root = np.array([[1.0, 0.0], [0.2, 0.9]])[None] * width[:, None, None]
-    edges = Edges(
+    edges = Segment(
         a=a,
         v=v,
         mean_x=np.array([0.97, 0.97, 1.0]) / a,
@@ -150,52 +148,52 @@ def test_leaves_every_level_invariant(kind, key):
             )
 
 
+def _with_change(change):
+    return lambda segment, z, x, at_z, at_x: (
+        INCREMENT(segment, z, x, at_z, at_x) + change(segment, z, x, at_x)
+    )
+
+
 BROKEN = {
     "no volume of the noising": (
-        "work",
-        lambda edge, z, x, at_z, at_x: (
-            WORK(edge, z, x, at_z, at_x)
-            + 0.5 * jnp.sum(jnp.square(x - edge.a * z)) / edge.v
-        ),
-        0,
-        0.0,
-    ),
-    "no density of the start": (
-        "work",
-        lambda edge, z, x, at_z, at_x: (
-            WORK(edge, z, x, at_z, at_x)
-            - 0.5
-            * jnp.sum(
-                jnp.square(
-                    edge.inverse_root
-                    @ (z - exchange_module.start_mean(edge, x, at_x.score))
-                )
+        "log_weight_increment",
+        _with_change(
+            lambda segment, z, x, _: (
+                0.5 * jnp.sum(jnp.square(x - segment.a * z)) / segment.v
             )
         ),
         0,
         0.0,
     ),
+    "no density of the proposal": (
+        "log_weight_increment",
+        _with_change(
+            lambda segment, z, x, at_x: -proposal_misfit(segment, z, x, at_x.score)
+        ),
+        0,
+        0.0,
+    ),
     "no density of the upper state": (
-        "work",
-        lambda edge, z, x, at_z, at_x: WORK(edge, z, x, at_z, at_x) + at_x.log_density,
+        "log_weight_increment",
+        _with_change(lambda segment, z, x, at_x: at_x.log_density),
         0,
         0.0,
     ),
     "inner steps not undone": ("_reverse_steps", "forget", 4, 0.0),
-    "work of a start for a plain swap": (
-        "_work_of",
-        lambda is_swap, *rest: WORK(*rest),
+    "increment of a proposal for a plain swap": (
+        "_increment",
+        lambda is_swap, *rest: INCREMENT(*rest),
         0,
         0.5,
     ),
-    "work of a plain swap for a start": (
-        "_work_of",
-        lambda is_swap, *rest: WORK_OF(True, *rest),
+    "increment of a plain swap for a proposal": (
+        "_increment",
+        lambda is_swap, *rest: OF_EITHER(True, *rest),
         0,
         0.5,
     ),
 }
-WORK, WORK_OF = exchange_module.work, exchange_module._work_of
+INCREMENT, OF_EITHER = exchange_module.log_weight_increment, exchange_module._increment
 REVERSE = exchange_module._reverse_steps
 
 
@@ -233,25 +231,28 @@ def test_negative_controls(broken, key, monkeypatch):
 
 
 @pytest.mark.parametrize("swap_share", [0.0, 0.5, 1.0])
-def test_works_give_the_normalising_constants(swap_share, key):
+def test_increments_give_the_normalising_constants(swap_share, key):
     """The bridge finds every ratio of constants; z = 5.
 
-    From exact draws, hence with independent works; its terms are bounded, while e^W may
-    have no variance. A wrong Jacobian of either direction moves their mean.
+    From exact draws, hence with independent increments; its terms are bounded, while e^W
+    may have no variance. A wrong Jacobian of either direction moves their mean.
     """
     expected = np.append(CONSTANTS, 0.0)
     expected = expected[:-1] - expected[1:]
     for parity in (0, 1):
         step = stepper(MALA, parity + 1, 0, swap_share)
         _, info = step(jr.split(key, N), exact_replicas())
-        down, up = np.asarray(info.down_work)[:, -1], np.asarray(info.up_work)[:, -1]
+        down, up = (
+            np.asarray(increment)[:, -1]
+            for increment in (info.down_increment, info.up_increment)
+        )
         for k in range(parity, 3, 2):
-            centre = expected[k] + 0.2
+            log_ratio = expected[k] + 0.2
             left, right = bridge_terms(
-                jnp.asarray(down[:, k]), jnp.asarray(up[:, k]), jnp.float32(centre)
+                jnp.asarray(down[:, k]), jnp.asarray(up[:, k]), jnp.float32(log_ratio)
             )
             # E_down[sigma(W - C)] = exp(log ratio - C) E_up[sigma(C - W')]
-            assert_mean(left - np.exp(expected[k] - centre) * right)
+            assert_mean(left - np.exp(expected[k] - log_ratio) * right)
 
 
 @pytest.mark.parametrize("parity", [0, 1])
@@ -331,25 +332,3 @@ def test_no_density_is_never_entered(key):
     assert np.all(np.asarray(bottom)[:, 0] <= 0.4)
     assert np.all(np.isfinite(bottom))
     assert np.nanmean(accept) > 0.05
-
-
-def test_population_has_the_law_of_every_level(key):
-    """400 populations of 64: means of a bounded statistic over levels, z = 5.
-
-    Resampled particles are right up to O(1 / n); the limit allows for that.
-    """
-    one = lambda key: population_down(key, path, plan(), MALA, 64)
-    found = jax.jit(jax.vmap(one))(jr.split(key, 400))
-    assert found.position.shape == (400, 4, 64, 2)
-    for k, t in enumerate(TIMES[:-1]):
-        truth = np.tanh(PRIOR.noised(t).draws(3, 400_000)).mean(axis=0)
-        means = np.tanh(np.asarray(found.position[:, k])).mean(axis=1)
-        error = means.std(axis=0, ddof=1) / np.sqrt(len(means))
-        assert np.all(np.abs(means.mean(axis=0) - truth) < 5.0 * error + 0.02)
-
-
-def test_population_without_any_density_spoils_no_number(key):
-    dead = lambda u, level: Evaluation(jnp.full((), -jnp.inf), jnp.zeros(2))
-    found = jax.jit(lambda k: population_down(k, dead, plan(), MALA, 8))(key)
-    assert np.all(np.isfinite(found.position))
-    assert np.all(np.isneginf(found.evaluation.log_density[:-1]))

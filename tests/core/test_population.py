@@ -13,8 +13,8 @@ from numpyro_rtk import paths
 from numpyro_rtk.core import population
 from numpyro_rtk.core.annealed import log_reference
 from numpyro_rtk.core.mala import MALA
-from numpyro_rtk.core.population import descend, share_of, systematic
-from numpyro_rtk.core.segment import Evaluation, log_start
+from numpyro_rtk.core.population import descend, share_of
+from numpyro_rtk.core.segment import Evaluation, log_weight_increment
 from tests.oracles import assert_mean, z_score
 
 RUNS, PARTICLES, DIM, HORIZON = 64, 512, 2, 3.0
@@ -135,8 +135,8 @@ def test_modes_of_different_widths_have_their_shares():
 
 BROKEN = {
     "a volume of the proposal that is not its own": (
-        "log_start",
-        lambda *arguments: log_start(*arguments) + 0.5 * DIM * np.log(2.0 * np.pi),
+        "log_weight_increment",
+        lambda *step: log_weight_increment(*step) - 0.5 * DIM * np.log(2.0 * np.pi),
     ),
     "no Jacobian of the scaling": (
         "_log_volume_of_scaling",
@@ -218,7 +218,7 @@ def test_a_hard_edge_is_not_leaked_over(edge):
 
 def test_negative_control_of_edges(monkeypatch):
     """With proposals across an edge the evidence is far too small, and seems certain."""
-    monkeypatch.setattr(population, "_AT_AN_EDGE", 2.0)
+    monkeypatch.setattr(population, "_AT_A_BOUNDARY", 2.0)
     walled = lambda x: jnp.where(x[0] > 0.0, 0.0, -jnp.inf)
     says = properties(runner(walled, 0.05)(jr.split(jr.key(1), 32)))
     assert says["log_evidence"].mean() < np.log(0.5) - 0.5
@@ -244,19 +244,3 @@ def test_without_any_density_nothing_is_nan_and_it_says_so(dense):
     assert np.all(says["log_evidence"] == -np.inf)
     assert np.all(says["log_evidence_error"] >= 1.0)
     assert np.all(np.asarray(runs.times).min(axis=1) == 0.0)  # it ends all the same
-
-
-def test_systematic_resampling_counts_by_weight():
-    """Each index floor or ceil of n times its share; nothing for what has no weight."""
-    n = 1000
-    rng = np.random.default_rng(0)
-    log_weight = jnp.asarray(rng.normal(size=n), jnp.float32).at[::3].set(-jnp.inf)
-    log_weight = log_weight.at[1].set(jnp.inf).at[4].set(jnp.nan)
-    weight = np.where(
-        np.isfinite(log_weight), np.exp(np.asarray(log_weight, float)), 0.0
-    )
-    for uniform in rng.uniform(size=20):
-        times = np.bincount(systematic(uniform, log_weight), minlength=n)
-        assert np.all(np.abs(times - n * weight / weight.sum()) < 1.01)
-        assert not np.any(times[weight == 0.0])
-    np.testing.assert_array_equal(systematic(0.7, jnp.full(5, -jnp.inf)), np.arange(5))

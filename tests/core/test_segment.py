@@ -31,7 +31,7 @@ def exact_reverse():
 
 
 def gaussian_segment():
-    """With the analytic start, from the exact second moment of the score."""
+    """With the analytic proposal, from the exact second moment of the score."""
     return seg.segment_between(
         jnp.array(LOW), jnp.array(HIGH), jnp.asarray(1.0 / moments_at(HIGH)[1])
     )
@@ -118,13 +118,13 @@ def test_noising_is_normalised_and_its_draws_have_its_law(key):
     assert_mean((draws - A * z[None]) ** 2, V)
 
 
-def test_analytic_start_is_the_exact_conditional_of_a_gaussian():
+def test_analytic_proposal_is_the_exact_conditional_of_a_gaussian():
     segment = gaussian_segment()
     mean, variance = exact_reverse()
-    got = seg.start_mean(segment, X, upper_score())
+    got = seg.proposal_mean(segment, X, upper_score())
     np.testing.assert_allclose(got, mean, rtol=1e-4, atol=1e-5)
     # 1 - v E[score**2] cancels where the data are narrow: the digits of float32
-    np.testing.assert_allclose(segment.start_variance, variance, rtol=1e-4)
+    np.testing.assert_allclose(segment.root**2, variance, rtol=1e-4)
 
 
 def test_tweedies_mean_is_exact_without_a_gaussian():
@@ -145,30 +145,76 @@ def test_tweedies_mean_is_exact_without_a_gaussian():
         step = 1e-4
         score = np.diff(np.log(mixture(np.array([x - step, x + step]), A, V)))
         segment = seg.segment_between(jnp.array(LOW), jnp.array(HIGH), jnp.ones(1))
-        got = seg.start_mean(segment, jnp.array([x]), jnp.asarray(score / (2 * step)))
+        got = seg.proposal_mean(
+            segment, jnp.array([x]), jnp.asarray(score / (2 * step))
+        )
         np.testing.assert_allclose(got, [expected], rtol=1e-4, atol=1e-5)
 
 
-def test_start_density_is_that_of_its_draws(key):
+def test_proposal_density_is_that_of_its_draws(key):
     segment, score = gaussian_segment(), upper_score()
     mean, variance = exact_reverse()
     z = jnp.array([0.5, 0.1, 0.7])
     expected = stats.norm.logpdf(z, mean, np.sqrt(variance)).sum()
-    np.testing.assert_allclose(seg.log_start(segment, z, X, score), expected, rtol=1e-3)
+    np.testing.assert_allclose(
+        seg.log_proposal(segment, z, X, score), expected, rtol=1e-3
+    )
     # n = 20,000 independent draws, z = 5
     noise = jr.normal(key, (20_000, 3))
-    draws = jax.vmap(seg.sample_start, in_axes=(None, None, None, 0))(
+    draws = jax.vmap(seg.sample_proposal, in_axes=(None, None, None, 0))(
         segment, X, score, noise
     )
     assert_mean(draws, mean)
     assert_mean((np.asarray(draws) - mean) ** 2, variance)
 
 
+@pytest.fixture
+def dense_segment():
+    """A proposal with every part of a fitted one: shift, and a root that is a matrix."""
+    root = np.array([[0.5, 0.0, 0.0], [0.2, 0.7, 0.0], [-0.1, 0.3, 0.4]])
+    return gaussian_segment()._replace(
+        mean_x=jnp.array(1.2),
+        mean_score=jnp.array(0.3),
+        shift=jnp.array([0.1, -0.2, 0.3]),
+        root=jnp.asarray(root),
+        inverse_root=jnp.asarray(np.linalg.inv(root)),
+        log_det=jnp.asarray(np.linalg.slogdet(root)[1]),
+    )
+
+
+def test_fitted_proposal_density_is_that_of_its_draws(dense_segment, key):
+    score, z = upper_score(), jnp.array([0.5, 0.1, 0.7])
+    mean = 1.2 * np.asarray(X) + 0.3 * np.asarray(score) + [0.1, -0.2, 0.3]
+    root = np.asarray(dense_segment.root, float)
+    expected = stats.multivariate_normal(mean, root @ root.T).logpdf(z)
+    got = seg.log_proposal(dense_segment, z, X, score)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+    # n = 20,000 independent draws, z = 5
+    noise = jr.normal(key, (20_000, 3))
+    draws = jax.vmap(seg.sample_proposal, in_axes=(None, None, None, 0))(
+        dense_segment, X, score, noise
+    )
+    assert_mean(draws, mean)
+    off = np.asarray(draws, float) - mean
+    assert_mean(off[:, :, None] * off[:, None, :], root @ root.T)
+
+
+def test_log_weight_increment_is_the_ratio_of_both_laws(dense_segment):
+    lower, upper = (gaussian_target(*moments_at(t)) for t in (LOW, HIGH))
+    z = jnp.array([0.5, 0.1, 0.7])
+    for segment in (gaussian_segment(), dense_segment):
+        down = seg.log_proposal(segment, z, X, upper(X).score)
+        expected = lower(z).log_density + seg.log_noising(segment, X, z)
+        expected = expected - upper(X).log_density - down
+        got = seg.log_weight_increment(segment, z, X, lower(z), upper(X))
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_volume_ratio_is_what_no_position_enters():
     segment, score = gaussian_segment(), upper_score()
     z = jnp.array([0.5, 0.1, 0.7])
-    expected = seg.log_noising(segment, X, z) - seg.log_start(segment, z, X, score)
-    distances = seg.noising_misfit(segment, X, z) - seg.start_misfit(
+    expected = seg.log_noising(segment, X, z) - seg.log_proposal(segment, z, X, score)
+    distances = seg.noising_misfit(segment, X, z) - seg.proposal_misfit(
         segment, z, X, score
     )
     got = seg.log_volume_ratio(segment) - distances
@@ -179,32 +225,32 @@ def test_volume_ratio_is_what_no_position_enters():
     )
 
 
-def test_papers_start():
+def test_papers_proposal():
     segment = seg.paper_segment_between(
         jnp.array(LOW), jnp.array(HIGH), jnp.array(3.0), dim=3
     )
-    got = seg.start_mean(segment, X, upper_score())
+    got = seg.proposal_mean(segment, X, upper_score())
     np.testing.assert_allclose(got, 0.5 * np.exp(HIGH - LOW) * X, rtol=1e-5)
-    np.testing.assert_allclose(segment.start_variance, np.full(3, 1.0 / 12.0))
+    np.testing.assert_allclose(segment.root**2, np.full(3, 1.0 / 12.0), rtol=1e-6)
     np.testing.assert_allclose([segment.a, segment.v], [A, V], rtol=1e-6)
 
 
 @pytest.mark.parametrize("moment", [1e3, 1e-3, 0.0])
-def test_start_variance_stays_between_its_bounds(moment):
-    """A moment is an estimate: the start never narrower than the bridge to the data."""
-    last = seg.analytic_start_variance(A, V, jnp.array([moment]))
+def test_proposal_variance_stays_between_its_bounds(moment):
+    """A moment is an estimate: the proposal never narrower than the bridge to the data."""
+    last = seg.analytic_variance(A, V, jnp.array([moment]))
     assert 0.0199 * V < last[0] <= 1.00001 * V / A**2
     noise = 1.0 - np.exp(-2.0 * LOW)
     bridge = 1.0 / (A**2 / V + 1.0 / noise)
-    higher = seg.analytic_start_variance(A, V, jnp.array([moment]), noise)
+    higher = seg.analytic_variance(A, V, jnp.array([moment]), noise)
     assert 0.9999 * bridge < higher[0] <= 1.00001 * V / A**2
 
 
-def test_bridge_is_the_start_of_a_point():
-    """Data without spread: the exact start variance is the bridge's."""
+def test_bridge_is_the_proposal_of_a_point():
+    """Data without spread: the exact proposal variance is the bridge's."""
     noise = 1.0 - np.exp(-2.0 * LOW)
     moment = jnp.array([1.0 / (A**2 * noise + V)])
-    got = seg.analytic_start_variance(A, V, moment, noise)
+    got = seg.analytic_variance(A, V, moment, noise)
     np.testing.assert_allclose(got, 1.0 / (A**2 / V + 1.0 / noise), rtol=1e-5)
 
 

@@ -28,7 +28,7 @@ def _bridge_run(by_chain, found, found_error, num_draws=100, num_ancestors=200):
         "bridge_up": np.ones_like(down),
         "swap_accept_prob": np.ones_like(down),
     }
-    settings = SimpleNamespace(centre=np.zeros(1))
+    settings = SimpleNamespace(log_ratio=np.zeros(1))
     shared = SimpleNamespace(
         settings=settings, found=_Found(found, found_error, num_ancestors)
     )

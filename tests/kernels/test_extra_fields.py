@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import numpyro_rtk as rtk
-from numpyro_rtk.kernels.replica_exchange import ExchangeState, Tuned
+from numpyro_rtk.kernels.exchange_state import ExchangeState, Tuned
 from numpyro_rtk.kernels.state import AdaptState, RTKState
 from tests.kernels.conftest import SMALL, make_mcmc, model
 

@@ -206,7 +206,7 @@ def test_diagnose_says_when_importance_resampling_would_do():
 def test_diagnose_blames_the_prior_only_where_it_alone_counts(fall, blamed):
     """At c = .01 the upper edges see the likelihood to a hundredth: of 20 nats, .2."""
     settings = SimpleNamespace(
-        mean_score=[1.0, 0.2, 0.2],
+        proposals=SimpleNamespace(mean_score=[1.0, 0.2, 0.2]),
         times=[0.0, 0.1, 1.0, 3.0],
         likelihood_variance=0.01,
         swap_share=[0.0, 0.0, 0.0],

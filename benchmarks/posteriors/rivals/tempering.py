@@ -13,16 +13,15 @@ from blackjax.smc import adaptive_tempered, resampling
 from benchmarks.posteriors.rivals.plain import CHAINS, CUTS, Run
 from numpyro_rtk.core.adapt import StepSize, adapt_step_size
 from numpyro_rtk.core.annealed import log_reference
-from numpyro_rtk.core.exchange import (
-    Edges,
+from numpyro_rtk.core.exchange import sweep
+from numpyro_rtk.core.mala import MALA
+from numpyro_rtk.core.replicas import (
     ExchangePlan,
     Replicas,
     draw_sweeps,
     evaluate_all,
-    sweep,
 )
-from numpyro_rtk.core.mala import MALA
-from numpyro_rtk.core.segment import Evaluation
+from numpyro_rtk.core.segment import Evaluation, Segment
 
 LONGEST = 500  # temperatures of SMC
 
@@ -189,18 +188,17 @@ def _phases(path, dim: int, num_levels: int):
     """Jitted ``warm`` and ``keep`` over a sequence of keys, one a draw."""
     inner = MALA(num_leapfrog=2)
     zero, one = jnp.zeros(num_levels), jnp.ones(num_levels)
-    edges = Edges(one, zero, one, one, *(jnp.zeros((num_levels, dim)),) * 3, zero)
+    edges = Segment(one, zero, one, one, *(jnp.zeros((num_levels, dim)),) * 3, zero)
 
     def draw(key, state, tuned, steps):
-        plan = ExchangePlan(tuned.betas, edges, steps.current, tuned.spread)
+        # swaps alone
+        plan = ExchangePlan(tuned.betas, edges, steps.current, tuned.spread, one)
         nowhere = jnp.zeros(num_levels + 1, int)
         before = Replicas(*state, nowhere, jnp.zeros((), int))
 
         def body(replicas, inputs):
             noise, parity = inputs
-            replicas, info = sweep(
-                noise, replicas, path, plan, inner, parity, exchange="swap"
-            )
+            replicas, info = sweep(noise, replicas, path, plan, inner, parity)
             return replicas, (info.local_accept_prob, info.swap_accept_prob)
 
         noise = draw_sweeps(key, plan, inner, 2)

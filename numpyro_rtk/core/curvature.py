@@ -1,0 +1,43 @@
+"""What scores of particles say of the spread of a level: its mean curvature.
+
+``E[s s^T]`` of a density's scores is its mean curvature, and the inverse of that a spread
+that fits the narrow directions.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_rtk.core.covariance import shrunk
+
+__all__ = ["mean_product", "mean_square"]
+
+# A score counts up to so many times what one in twenty exceeds. That is far above usual:
+# where a density is flat but for its edges, most scores are 0.
+_WILD, _SMALLEST_LIMIT = 3.0, 1e-3
+_USUAL_QUANTILE = 0.95
+
+
+def mean_square(scores: jax.Array) -> jax.Array:
+    """Per coordinate of scores ``(n, dim)``; a few wild ones do not set the scale.
+
+    1, as at the reference, where none is known.
+    """
+    return jnp.nan_to_num(jnp.nanmean(jnp.square(_tamed(scores)), axis=0), nan=1.0)
+
+
+def mean_product(scores: jax.Array, dense: bool) -> jax.Array:
+    """``E[s s^T]``, or its diagonal; correlations as far as they are known."""
+    if not dense:
+        return mean_square(scores)
+    tame = jnp.nan_to_num(_tamed(scores))
+    full = jnp.einsum("na,nb->ab", tame, tame) / len(tame)
+    return shrunk(full[None], jnp.asarray(len(tame), full.dtype))[0]
+
+
+def _tamed(scores: jax.Array) -> jax.Array:
+    """Without the few wild ones, and NaN for those that are not finite."""
+    # a trajectory that a learned score has lost does not count
+    scores = jnp.where(jnp.isfinite(scores), scores, jnp.nan)
+    usual = jnp.nanquantile(jnp.abs(scores), _USUAL_QUANTILE, axis=0, keepdims=True)
+    limit = _WILD * usual + _SMALLEST_LIMIT
+    return jnp.clip(scores, -limit, limit)
