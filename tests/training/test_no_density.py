@@ -19,7 +19,13 @@ from numpyro_rtk.training.no_density import find_doubts, labels_of, stretches
 RNG = np.random.default_rng(0)
 NORMAL = RNG.normal(size=(2000, 3))
 FEW = RNG.normal(size=(60, 3))
-QUICK = {"num_steps": 5, "batch_size": 16, "num_components": 1, "progress_bar": False}
+ONE_GAUSSIAN = rtk.Training(num_components=1)
+QUICK = {
+    "num_steps": 5,
+    "batch_size": 16,
+    "training": ONE_GAUSSIAN,
+    "progress_bar": False,
+}
 
 
 def doubts(rows):
