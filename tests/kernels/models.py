@@ -408,7 +408,8 @@ def scan_of_ordinary_sites_after_a_learned_one(y):
 @same(Y)
 def cond_on_a_latent_site(y):
     b = numpyro.sample("b", dist.Normal())
-    other = rtk.GaussianMixture(ONE.weights, -ONE.means, ONE.covariances)
+    means = lambda m: (m._offset, m._noised.centres)
+    other = eqx.tree_at(means, ONE, replace_fn=lambda leaf: -leaf)
     draw = lambda m: lambda _: numpyro.sample("x", rtk.LearnedPrior(m))
     observe(b * cond(b > 0, draw(ONE), draw(other), None), y)
 
