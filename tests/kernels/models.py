@@ -417,7 +417,8 @@ def cond_on_a_latent_site(y):
 @same(Y)
 def cond_between_noise_processes(y):
     b = numpyro.sample("b", dist.Normal())
-    elsewhere = eqx.tree_at(lambda m: m.loc, TWO, TWO.loc + 1.0)
+    process = lambda m: (m.loc, m._offset)  # of the same density
+    elsewhere = eqx.tree_at(process, TWO, (TWO.loc + 1.0, TWO._offset - 1.0))
     draw = lambda m: lambda _: numpyro.sample("x", rtk.LearnedPrior(m))
     observe(b * cond(b > 0, draw(TWO), draw(elsewhere), None), y)
 
