@@ -408,7 +408,8 @@ def scan_of_ordinary_sites_after_a_learned_one(y):
 @same(Y)
 def cond_on_a_latent_site(y):
     b = numpyro.sample("b", dist.Normal())
-    other = rtk.GaussianMixture(ONE.weights, -ONE.means, ONE.covariances)
+    means = lambda m: (m._offset, m._noised.centres)
+    other = eqx.tree_at(means, ONE, replace_fn=lambda leaf: -leaf)
     draw = lambda m: lambda _: numpyro.sample("x", rtk.LearnedPrior(m))
     observe(b * cond(b > 0, draw(ONE), draw(other), None), y)
 
@@ -416,7 +417,8 @@ def cond_on_a_latent_site(y):
 @same(Y)
 def cond_between_noise_processes(y):
     b = numpyro.sample("b", dist.Normal())
-    elsewhere = eqx.tree_at(lambda m: m.loc, TWO, TWO.loc + 1.0)
+    process = lambda m: (m.loc, m._offset)  # of the same density
+    elsewhere = eqx.tree_at(process, TWO, (TWO.loc + 1.0, TWO._offset - 1.0))
     draw = lambda m: lambda _: numpyro.sample("x", rtk.LearnedPrior(m))
     observe(b * cond(b > 0, draw(TWO), draw(elsewhere), None), y)
 
