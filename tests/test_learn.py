@@ -15,7 +15,7 @@ from numpyro.infer.util import potential_energy
 
 import numpyro_rtk as rtk
 from numpyro_rtk.bounds import seeming_bounds
-from numpyro_rtk.kernels.problem import Problem
+from numpyro_rtk.kernels.problem.problem import Problem
 from numpyro_rtk.sites import (
     columns_of,
     constraint_of,

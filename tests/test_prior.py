@@ -190,7 +190,7 @@ def test_log_density_of_a_model_counts_the_prior_once():
 
 def test_mask_and_scale_reach_the_kernels_target():
     """What the annealed path counts in full is put right for masked or scaled sites."""
-    from numpyro_rtk.kernels.problem import Problem
+    from numpyro_rtk.kernels.problem.problem import Problem
     from numpyro_rtk.paths import levels_of
 
     def odd():

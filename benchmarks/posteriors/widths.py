@@ -24,7 +24,7 @@ import numpyro.distributions as dist
 import numpyro_rtk as rtk
 from benchmarks.shared.runs import vectorised
 from benchmarks.shared.tables import Table, with_error
-from numpyro_rtk.core.population import narrowest_found
+from numpyro_rtk.core.warmup.population import narrowest_found
 
 PRIOR_SD, PLACE = 5.0, 3.0
 VERDICTS = ("found", "warned", "silent")

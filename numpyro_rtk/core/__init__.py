@@ -6,15 +6,10 @@ NumPyro potential are interchangeable. One position at a time throughout; ``jax.
 for more.
 
 - ``segment``: the reverse transition kernel of one segment and its Gaussian proposal;
-  ``covariance``: roots of covariances.
+  ``covariance``, ``curvature``: roots of covariances, and what scores say of them.
 - ``inner``, ``mala``, ``uld``, ``acceptance``: the inner samplers and what they share.
 - ``annealed``: runs down and up the ladder, with their weights; ``metropolised``: the
-  exact transition made of them; ``annealed_warmup``: what it runs with.
-- ``exchange``, ``replicas``, ``neighbours``, ``local_move``, ``modes``, ``bridge``: the
-  replica exchange: its sweeps, what they move, jumps between modes, and the evidence.
-- ``warmup``: its warm-up, in order: ``pilot``, ``population`` (with ``resampling`` and
-  ``curvature``), ``start``, ``windows``.
-- ``settings``: what that tunes: ``levels``, ``proposals``, ``kinds`` of exchange, from a
-  ``tally`` of sweeps.
-- ``adapt``: step sizes, and the frame of ordinary sites.
+  exact transition made of them; ``multistep``: the deterministic predictor.
+- ``exchange``: replicas of all levels, exchanged between neighbours.
+- ``warmup``: everything that is tuned before the draws count, for every kernel.
 """

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_rtk.core.levels import suggest_levels
+from numpyro_rtk.core.warmup.levels import suggest_levels
 from numpyro_rtk.diagnostics.evidence import log_evidence
 from numpyro_rtk.diagnostics.exchange_sentences import (
     LIMITS,

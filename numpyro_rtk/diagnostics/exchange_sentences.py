@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numpyro_rtk._checks import COARSE, coarse_message
-from numpyro_rtk.core.levels import LEAST_ACCEPTANCE, suggest_levels
-from numpyro_rtk.core.population import narrowest_found
+from numpyro_rtk.core.warmup.levels import LEAST_ACCEPTANCE, suggest_levels
+from numpyro_rtk.core.warmup.population import narrowest_found
 from numpyro_rtk.diagnostics.population import lost_regions
 
 __all__ = ["LIMITS", "PROBLEMS", "REMARKS", "ExchangeNumbers", "said"]

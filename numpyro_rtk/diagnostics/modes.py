@@ -9,8 +9,8 @@ import numpy as np
 from numpyro.infer import MCMC
 
 from numpyro_rtk._checks import check_positive_int
-from numpyro_rtk.core.modes import membership
-from numpyro_rtk.core.population import narrowest_found
+from numpyro_rtk.core.exchange.modes import membership
+from numpyro_rtk.core.warmup.population import narrowest_found
 from numpyro_rtk.diagnostics.evidence import log_evidence
 from numpyro_rtk.diagnostics.finished import arguments_of
 from numpyro_rtk.diagnostics.population import ENOUGH_ANCESTORS, lost_regions

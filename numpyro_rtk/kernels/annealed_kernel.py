@@ -10,7 +10,6 @@ import jax.random as jr
 import numpy as np
 
 from numpyro_rtk import paths
-from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.annealed import (
     Local,
     Plan,
@@ -20,7 +19,11 @@ from numpyro_rtk.core.annealed import (
     num_evals_predicted,
     predict_down,
 )
-from numpyro_rtk.core.annealed_warmup import (
+from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.metropolised import metropolised
+from numpyro_rtk.core.segment import Evaluation
+from numpyro_rtk.core.warmup.adapt import Frame
+from numpyro_rtk.core.warmup.annealed import (
     NUM_PILOT,
     AnnealedMethod,
     first_adaptation,
@@ -28,12 +31,9 @@ from numpyro_rtk.core.annealed_warmup import (
     pick_start,
     pilot,
 )
-from numpyro_rtk.core.inner import InnerSampler
-from numpyro_rtk.core.metropolised import metropolised
-from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.kernels.annealed_options import resolve
 from numpyro_rtk.kernels.base import PathKernel
-from numpyro_rtk.kernels.problem import Bound
+from numpyro_rtk.kernels.problem.problem import Bound
 from numpyro_rtk.kernels.state import AdaptState, RTKState
 
 __all__ = ["AnnealedKernel"]

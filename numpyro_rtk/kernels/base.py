@@ -15,11 +15,11 @@ from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
 from numpyro_rtk._checks import COARSE, check_bool, coarse_message
-from numpyro_rtk.core.adapt import Frame
 from numpyro_rtk.core.inner import InnerSampler
-from numpyro_rtk.kernels.problem import Problem, problem_of
+from numpyro_rtk.core.warmup.adapt import Frame
+from numpyro_rtk.kernels.problem.problem import Problem, problem_of
+from numpyro_rtk.kernels.problem.terms import rounding_of, sum_of_squares
 from numpyro_rtk.kernels.programs import ById, compiled, make_room
-from numpyro_rtk.kernels.terms import rounding_of, sum_of_squares
 
 __all__ = ["GIBBS_SITES", "PathKernel"]
 

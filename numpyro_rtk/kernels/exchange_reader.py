@@ -10,8 +10,8 @@ import numpy as np
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.covariance import diagonal_of
-from numpyro_rtk.core.levels import LEAST_ACCEPTANCE, suggest_levels
-from numpyro_rtk.core.warmup import Adaptation
+from numpyro_rtk.core.warmup.exchange import Adaptation
+from numpyro_rtk.core.warmup.levels import LEAST_ACCEPTANCE, suggest_levels
 from numpyro_rtk.kernels.base import PathKernel
 from numpyro_rtk.kernels.exchange_state import DEFAULT_FIELDS, ExchangeState
 

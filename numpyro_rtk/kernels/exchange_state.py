@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rtk.core.bridge import bridge_terms, log_evidence_of
-from numpyro_rtk.core.exchange import SweepInfo
-from numpyro_rtk.core.warmup import Adaptation
+from numpyro_rtk.core.exchange.bridge import bridge_terms, log_evidence_of
+from numpyro_rtk.core.exchange.sweep import SweepInfo
+from numpyro_rtk.core.warmup.exchange import Adaptation
 from numpyro_rtk.kernels.state import lists_its_fields
 
 __all__ = ["DEFAULT_FIELDS", "ExchangeState", "Tuned", "evidence_fields", "first_state"]

@@ -17,18 +17,18 @@ from numpyro_rtk._checks import (
     check_positive,
     check_positive_int,
 )
-from numpyro_rtk.core.adapt import Frame
-from numpyro_rtk.core.exchange import sweep_pairs
+from numpyro_rtk.core.exchange.modes import jump_bottom, log_shares
+from numpyro_rtk.core.exchange.replicas import Replicas, evals_per_sweep, evaluate_all
+from numpyro_rtk.core.exchange.sweep import sweep_pairs
 from numpyro_rtk.core.inner import InnerSampler, check_inner
 from numpyro_rtk.core.mala import MALA
-from numpyro_rtk.core.modes import jump_bottom, log_shares
-from numpyro_rtk.core.pilot import NUM_PILOT, NUM_PILOTS
-from numpyro_rtk.core.population import Descent
-from numpyro_rtk.core.replicas import Replicas, evals_per_sweep, evaluate_all
-from numpyro_rtk.core.settings import plan_of
-from numpyro_rtk.core.start import first_adaptation, noised_start, starts_of
-from numpyro_rtk.core.warmup import Adaptation, Method, PriorCurvature
-from numpyro_rtk.core.windows import learn
+from numpyro_rtk.core.warmup.adapt import Frame
+from numpyro_rtk.core.warmup.exchange import Adaptation, Method, PriorCurvature
+from numpyro_rtk.core.warmup.pilot import NUM_PILOT, NUM_PILOTS
+from numpyro_rtk.core.warmup.population import Descent
+from numpyro_rtk.core.warmup.settings import plan_of
+from numpyro_rtk.core.warmup.start import first_adaptation, noised_start, starts_of
+from numpyro_rtk.core.warmup.windows import learn
 from numpyro_rtk.kernels.base import GIBBS_SITES
 from numpyro_rtk.kernels.exchange_reader import ExchangeReader
 from numpyro_rtk.kernels.exchange_state import (

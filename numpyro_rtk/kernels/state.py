@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from numpyro_rtk.core.annealed_warmup import AnnealedAdapt
+from numpyro_rtk.core.warmup.annealed import AnnealedAdapt
 
 __all__ = ["AdaptState", "RTKState", "lists_its_fields"]
 

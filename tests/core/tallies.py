@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from numpyro_rtk.core.exchange import SweepInfo
-from numpyro_rtk.core.proposals import edges_of
+from numpyro_rtk.core.exchange.sweep import SweepInfo
 from numpyro_rtk.core.segment import proposal_mean
-from numpyro_rtk.core.settings import first_settings, no_sweeps
-from numpyro_rtk.core.tally import add_sweep
+from numpyro_rtk.core.warmup.proposals import edges_of
+from numpyro_rtk.core.warmup.settings import first_settings, no_sweeps
+from numpyro_rtk.core.warmup.tally import add_sweep
 from numpyro_rtk.noise import log_snr_ladder
 
 K, DIM = 4, 3

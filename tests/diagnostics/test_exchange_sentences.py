@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from numpyro_rtk.core.population import narrowest_found
+from numpyro_rtk.core.warmup.population import narrowest_found
 from numpyro_rtk.diagnostics import exchange_sentences as sentences
 from numpyro_rtk.diagnostics.exchange_sentences import ExchangeNumbers
 

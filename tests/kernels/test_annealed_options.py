@@ -7,8 +7,8 @@ import pytest
 
 import numpyro_rtk as rtk
 from numpyro_rtk import paths
-from numpyro_rtk.core.adapt import Frame
-from numpyro_rtk.core.annealed_warmup import first_adaptation
+from numpyro_rtk.core.warmup.adapt import Frame
+from numpyro_rtk.core.warmup.annealed import first_adaptation
 from numpyro_rtk.kernels.state import AdaptState
 from numpyro_rtk.noise import angle_ladder, log_snr_ladder, uniform_ladder
 from tests.kernels.conftest import MIXTURE, model

@@ -20,7 +20,7 @@ from numpyro import handlers
 from scipy import stats
 
 import numpyro_rtk as rtk
-from numpyro_rtk.core import exchange
+from numpyro_rtk.core.exchange import sweep as exchange
 from numpyro_rtk.kernels import replica_exchange
 
 NUM_DATA, NUM_DRAWS, THINNING, WARMUP = 240, 15, 12, 60

@@ -19,8 +19,9 @@ import scipy.stats as st
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_rtk as rtk
-from numpyro_rtk.core import metropolised, population
-from numpyro_rtk.kernels.problem import Problem
+from numpyro_rtk.core import metropolised
+from numpyro_rtk.core.warmup import population
+from numpyro_rtk.kernels.problem.problem import Problem
 
 PRIOR = rtk.GaussianMixture(
     [0.3, 0.7], [[-1.2], [0.9]], [[[0.05]], [[0.25]]], standardise=True

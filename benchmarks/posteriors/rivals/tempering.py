@@ -11,17 +11,17 @@ import numpy as np
 from blackjax.smc import adaptive_tempered, resampling
 
 from benchmarks.posteriors.rivals.plain import CHAINS, CUTS, Run
-from numpyro_rtk.core.adapt import StepSize, adapt_step_size
 from numpyro_rtk.core.annealed import log_reference
-from numpyro_rtk.core.exchange import sweep
-from numpyro_rtk.core.mala import MALA
-from numpyro_rtk.core.replicas import (
+from numpyro_rtk.core.exchange.replicas import (
     ExchangePlan,
     Replicas,
     draw_sweeps,
     evaluate_all,
 )
+from numpyro_rtk.core.exchange.sweep import sweep
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.segment import Evaluation, Segment
+from numpyro_rtk.core.warmup.adapt import StepSize, adapt_step_size
 
 LONGEST = 500  # temperatures of SMC
 
