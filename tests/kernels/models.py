@@ -628,35 +628,36 @@ for _name, (_model, _) in HANDLERS.items():
 
 # -- supports ---------------------------------------------------------------------------
 
+# made when it is asked for: each compiles a little, and every process reads this file
 ORDINARY = {
-    "Normal": dist.Normal(0.3, 1.5),
-    "LogNormal": dist.LogNormal(0.3, 1.5),
-    "Beta": dist.Beta(2.0, 3.0),
-    "Uniform": dist.Uniform(-1.0, 2.0),
-    "Uniform of arrays": dist.Uniform(jnp.zeros(2), ROW[:2] + 2.0),
-    "Pareto": dist.Pareto(1.5, 3.0),
-    "TruncatedNormal": dist.TruncatedNormal(0.0, 1.0, low=-0.5, high=2.0),
-    "LeftTruncated": dist.LeftTruncatedDistribution(dist.Cauchy(), low=0.3),
-    "Dirichlet": dist.Dirichlet(jnp.array([1.0, 2.0, 3.0])),
-    "LKJCholesky": dist.LKJCholesky(3, 2.0),
-    "LKJ": dist.LKJ(3, 2.0),
-    "Wishart": dist.WishartCholesky(4.0, jnp.eye(2)),
-    "VonMises": dist.VonMises(0.5, 2.0),
-    "ZeroSumNormal": dist.ZeroSumNormal(1.3, (3,)),
-    "ImproperUniform": dist.ImproperUniform(constraints.positive, (2,), (3,)),
-    "ordered": dist.ImproperUniform(constraints.ordered_vector, (), (3,)),
-    "half-line": dist.ImproperUniform(constraints.greater_than(1.5), (), ()),
-    "transformed": dist.TransformedDistribution(
+    "Normal": lambda: dist.Normal(0.3, 1.5),
+    "LogNormal": lambda: dist.LogNormal(0.3, 1.5),
+    "Beta": lambda: dist.Beta(2.0, 3.0),
+    "Uniform": lambda: dist.Uniform(-1.0, 2.0),
+    "Uniform of arrays": lambda: dist.Uniform(jnp.zeros(2), ROW[:2] + 2.0),
+    "Pareto": lambda: dist.Pareto(1.5, 3.0),
+    "TruncatedNormal": lambda: dist.TruncatedNormal(0.0, 1.0, low=-0.5, high=2.0),
+    "LeftTruncated": lambda: dist.LeftTruncatedDistribution(dist.Cauchy(), low=0.3),
+    "Dirichlet": lambda: dist.Dirichlet(jnp.array([1.0, 2.0, 3.0])),
+    "LKJCholesky": lambda: dist.LKJCholesky(3, 2.0),
+    "LKJ": lambda: dist.LKJ(3, 2.0),
+    "Wishart": lambda: dist.WishartCholesky(4.0, jnp.eye(2)),
+    "VonMises": lambda: dist.VonMises(0.5, 2.0),
+    "ZeroSumNormal": lambda: dist.ZeroSumNormal(1.3, (3,)),
+    "ImproperUniform": lambda: dist.ImproperUniform(constraints.positive, (2,), (3,)),
+    "ordered": lambda: dist.ImproperUniform(constraints.ordered_vector, (), (3,)),
+    "half-line": lambda: dist.ImproperUniform(constraints.greater_than(1.5), (), ()),
+    "transformed": lambda: dist.TransformedDistribution(
         dist.Normal().expand([3]).to_event(1), transforms.OrderedTransform()
     ),
-    "MultivariateNormal": dist.MultivariateNormal(ROW, jnp.eye(3)),
-    "MixtureSameFamily": dist.MixtureSameFamily(
+    "MultivariateNormal": lambda: dist.MultivariateNormal(ROW, jnp.eye(3)),
+    "MixtureSameFamily": lambda: dist.MixtureSameFamily(
         dist.Categorical(jnp.array([0.3, 0.7])), dist.Normal(ROW[:2], 0.5)
     ),
-    "GaussianRandomWalk": dist.GaussianRandomWalk(0.7, 4),
-    "RelaxedBernoulli": dist.RelaxedBernoulli(0.7, 0.4),
-    "to_event": dist.Gamma(2.0, 1.0).expand([2, 3]).to_event(1),
-    "masked": dist.Gamma(2.0, 1.0).expand([3]).mask(MASK),
+    "GaussianRandomWalk": lambda: dist.GaussianRandomWalk(0.7, 4),
+    "RelaxedBernoulli": lambda: dist.RelaxedBernoulli(0.7, 0.4),
+    "to_event": lambda: dist.Gamma(2.0, 1.0).expand([2, 3]).to_event(1),
+    "masked": lambda: dist.Gamma(2.0, 1.0).expand([3]).mask(MASK),
 }
 
 LEARNED = {
@@ -693,16 +694,16 @@ def _masked_on_support(fn):
     return model
 
 
-def _with_a_learned_site(fn):
+def _with_a_learned_site(make):
     def model(y):
-        b = numpyro.sample("b", fn)
+        b = numpyro.sample("b", make())
         observe(jnp.append(jnp.ravel(b), numpyro.sample("x", LINE)), y)
 
     return model
 
 
-for _name, _fn in ORDINARY.items():
-    MODELS[f"ordinary: {_name}"] = Row(_with_a_learned_site(_fn), (Y,), {})
+for _name, _make in ORDINARY.items():
+    MODELS[f"ordinary: {_name}"] = Row(_with_a_learned_site(_make), (Y,), {})
 for _name, (_density, _support) in LEARNED.items():
     _fn = rtk.LearnedPrior(_density, support=_support)
     MODELS[f"learned on: {_name}"] = Row(_on_support(_fn), (Y,), {})
