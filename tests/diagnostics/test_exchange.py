@@ -262,5 +262,6 @@ def test_a_prior_that_disagrees_with_its_ladder(monkeypatch):
     )
     mcmc = run(kernel, jnp.array(0.5), warmup=60)
     assert "The prior's scores disagree with its own noise ladder" in text(mcmc)
-    monkeypatch.setattr(mcmc.sampler._problem, "uses_network", False)
+    problem = mcmc.sampler._problem
+    monkeypatch.setattr(problem, "noted", problem.noted._replace(uses_network=False))
     assert "scores disagree" not in text(mcmc)

@@ -222,7 +222,7 @@ def test_diagnose_refuses_other_kernels(finished):
 
 
 REFUSED = {
-    "inner": ({"inner": "hmc"}, ValueError, "`inner` must be one of"),
+    "inner": ({"inner": "hmc"}, TypeError, "`inner` must be an inner sampler"),
     "exchange": ({"exchange": "plain"}, ValueError, "`exchange` must be one of"),
     "levels": ({"num_levels": 0}, ValueError, "`num_levels` must be at least 1; got 0"),
     "sweeps": ({"num_sweeps": 0}, ValueError, "`num_sweeps` must be at least 1"),
