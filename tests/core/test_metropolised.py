@@ -85,7 +85,7 @@ def test_negative_control_accepting_always(key, monkeypatch):
     assert np.max(np.abs(z_score(summaries(after) - summaries(draws)))) > 7.0
 
 
-def by_states(key, num_candidates, n=100_000):
+def by_states(key, num_candidates, n=400_000):
     """Of exact draws of a law of three states, and of each one transition later.
 
     Runs down are draws of another law, so that weights differ eighteenfold.
@@ -118,7 +118,7 @@ def by_states(key, num_candidates, n=100_000):
 
 @pytest.mark.parametrize("num_candidates", [1, 2, 4])
 def test_candidates_are_chosen_and_accepted_by_their_weights(num_candidates, key):
-    """n = 100,000: paired changes of three states' probabilities; z = 5."""
+    """n = 400,000: paired changes of three states' probabilities; z = 5."""
     after, before = by_states(key, num_candidates)
     assert_mean(after - before)
     assert 0.1 < np.mean(np.any(after != before, axis=1)) < 0.6

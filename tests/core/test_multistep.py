@@ -247,3 +247,13 @@ def test_coefficients_are_those_of_the_published_rule():
         np.testing.assert_allclose(steps.keep[k - 1], keep, rtol=1e-4)
         expected = [latest * (1.0 + slope), -latest * slope, 0.0, 0.0, 0.0]
         np.testing.assert_allclose(steps.clean[k - 1], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_follows_the_rule_level_by_level(key):
+    """Without steps at the end: what the rule gives, each score at its own level."""
+    path, levels, steps, scale = problem(4)
+    local, tops = Local(0, jnp.asarray(0.3), scale), jr.normal(key, (10, 2))
+    down = lambda k, top: predict_down(k, top, path, levels, steps, local, MALA())
+    found = jax.vmap(down)(jr.split(key, 10), tops).position
+    expected = solve(angle_ladder(4), tops, SCORES, steps=steps, end=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
