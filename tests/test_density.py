@@ -319,3 +319,12 @@ def test_what_is_no_density():
 
     with pytest.raises(TypeError, match="`density` must have `event_shape`"):
         check_conditional("density", Shapeless())
+
+
+def test_what_is_no_number_is_no_density_and_no_drift():
+    values = jnp.array([1.0, jnp.inf, -jnp.inf, jnp.nan])
+    scores = jnp.array([[1.0, jnp.nan], [jnp.inf, 2.0], [-jnp.inf, 3.0], [4.0, 5.0]])
+    found = usable(values, scores)
+    np.testing.assert_array_equal(found.log_density, [1.0, -np.inf, -np.inf, -np.inf])
+    expected = [[1.0, 0.0], [0.0, 2.0], [0.0, 3.0], [4.0, 5.0]]
+    np.testing.assert_array_equal(found.score, expected)

@@ -12,12 +12,13 @@ from scipy import stats
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import (
     Plan,
+    _steps_ratio,
     anneal_down,
     anneal_up,
     num_evals,
 )
 from numpyro_rtk.core.mala import MALA
-from numpyro_rtk.core.segment import paper_segment_between
+from numpyro_rtk.core.segment import Evaluation, paper_segment_between
 from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.density import standardised
 from numpyro_rtk.noise import angle_ladder
@@ -287,3 +288,12 @@ def test_inner_evaluation_is_that_of_the_end(key):
         run.evaluation,
         expected,
     )
+
+
+def test_ratio_of_steps_from_and_to_where_there_is_no_density():
+    """A path that starts there weighs nothing; one that stays there keeps its weight."""
+    start = jnp.array([2.0, -jnp.inf, 2.0, -jnp.inf])
+    end = jnp.array([0.5, 0.5, -jnp.inf, -jnp.inf])
+    at = lambda value: Evaluation(value, jnp.zeros(4))
+    expected = [1.5, -np.inf, np.inf, 0.0]
+    np.testing.assert_array_equal(_steps_ratio(at(start), at(end)), expected)

@@ -371,3 +371,25 @@ def test_what_is_no_inner_sampler_is_refused(wrong):
     with pytest.raises(TypeError, match=r"`inner` must be an inner sampler, such as"):
         check_inner(wrong)
     check_inner(MALA())
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "mala-projected"])
+def test_a_dense_spread_is_the_step_in_stretched_coordinates(name, key):
+    """With a root R, from z = R w: the step of w's own density with no spread, by R."""
+    sampler, target = TABLE[name].sampler, SKEWED.target()
+    root = jnp.array([[0.7, 0.0], [0.5, 0.3]])
+
+    def stretched(w):
+        value, score = target(root @ w)
+        return Evaluation(value, root.T @ score)
+
+    def step(target, x, scale):
+        noise = one_step(key, sampler, x)
+        state = sampler.init(noise.start, x, target(x))
+        return sampler.step(noise.steps, state, target, jnp.float32(0.4), scale)
+
+    w = jnp.array([0.6, -0.9])
+    own, own_info = step(stretched, w, jnp.ones(2))
+    state, info = step(target, root @ w, root)
+    np.testing.assert_allclose(state.position, root @ own.position, rtol=1e-4)
+    np.testing.assert_allclose(info.accept_prob, own_info.accept_prob, rtol=1e-3)

@@ -9,7 +9,7 @@ from scipy import stats
 
 from numpyro_rtk import paths
 from numpyro_rtk.core import metropolised as module
-from numpyro_rtk.core.annealed import Plan
+from numpyro_rtk.core.annealed import Plan, Run
 from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.metropolised import metropolised
 from numpyro_rtk.core.segment import Evaluation
@@ -83,6 +83,52 @@ def test_negative_control_accepting_always(key, monkeypatch):
     draws = posterior_draws()
     after, _ = transition(key, path, plan, MALA(), (2, 0, 1), 1, draws)
     assert np.max(np.abs(z_score(summaries(after) - summaries(draws)))) > 7.0
+
+
+def by_states(key, num_candidates, n=400_000):
+    """Of exact draws of a law of three states, and of each one transition later.
+
+    Runs down are draws of another law, so that weights differ eighteenfold.
+    """
+    law, proposal = np.array([0.2, 0.3, 0.5]), np.array([0.7, 0.2, 0.1])
+    log_weight = jnp.asarray(np.log(law / proposal), jnp.float32)
+    at = lambda x: Evaluation(jnp.zeros(()), jnp.zeros(1))
+
+    def found(x):
+        weight = log_weight[x[0].astype(int)]
+        return Run(x, at(x), weight, jnp.zeros(1), jnp.array(False))
+
+    def down(key, top, *_):
+        state = jr.categorical(key, jnp.log(jnp.asarray(proposal, jnp.float32)))
+        return found(state.astype(jnp.float32)[None])
+
+    def one(key, x):
+        return metropolised(
+            key, x, at(x), None, None, MALA(), (0,), num_candidates
+        ).position
+
+    states = np.random.default_rng(0).choice(3, size=(n, 1), p=law)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "anneal_down", down)
+        patch.setattr(module, "anneal_up", lambda key, x, *_: found(x))
+        draws = jnp.asarray(states, jnp.float32)
+        after = jax.jit(jax.vmap(one))(jr.split(key, n), draws)
+    return 1.0 * (np.asarray(after) == np.arange(3)), 1.0 * (states == np.arange(3))
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 4])
+def test_candidates_are_chosen_and_accepted_by_their_weights(num_candidates, key):
+    """n = 400,000: paired changes of three states' probabilities; z = 5."""
+    after, before = by_states(key, num_candidates)
+    assert_mean(after - before)
+    assert 0.1 < np.mean(np.any(after != before, axis=1)) < 0.6
+
+
+def test_negative_control_accepting_by_the_chosen_weight_alone(key, monkeypatch):
+    """Which is right of one candidate, is seen of two."""
+    alone = lambda weights, chosen, current: weights[chosen] - current
+    monkeypatch.setattr(module, "_log_accept", alone)
+    assert np.max(np.abs(z_score(np.subtract(*by_states(key, 2))))) > 10.0
 
 
 def test_transition_finds_the_mode_weights_from_one_mode(key):

@@ -230,3 +230,30 @@ def test_costs_what_a_run_costs(num_steps):
     jax.block_until_ready(run)
     jax.effects_barrier()
     assert len(calls) == num_evals_predicted(MALA(num_leapfrog=2), 4, num_steps)
+
+
+def test_coefficients_are_those_of_the_published_rule():
+    """DPM-Solver++ (2M) row by row, on a ladder whose steps are of different widths."""
+    t = angle_ladder(5)
+    a, s = np.exp(-t), np.sqrt(-np.expm1(-2.0 * t))
+    steps = multistep_between(jnp.asarray(t))
+    width = np.full(6, np.nan)  # of the step down from a level; infinite from level 1
+    width[2:] = np.diff(np.log(s[1:] / a[1:]))
+    assert np.nanmax(width) > 1.5 * np.nanmin(width)
+    for k in range(2, 5):
+        keep = s[k - 1] / s[k]
+        latest = a[k - 1] - keep * a[k]
+        slope = width[k] / (2.0 * width[k + 1])
+        np.testing.assert_allclose(steps.keep[k - 1], keep, rtol=1e-4)
+        expected = [latest * (1.0 + slope), -latest * slope, 0.0, 0.0, 0.0]
+        np.testing.assert_allclose(steps.clean[k - 1], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_follows_the_rule_level_by_level(key):
+    """Without steps at the end: what the rule gives, each score at its own level."""
+    path, levels, steps, scale = problem(4)
+    local, tops = Local(0, jnp.asarray(0.3), scale), jr.normal(key, (10, 2))
+    down = lambda k, top: predict_down(k, top, path, levels, steps, local, MALA())
+    found = jax.vmap(down)(jr.split(key, 10), tops).position
+    expected = solve(angle_ladder(4), tops, SCORES, steps=steps, end=0)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

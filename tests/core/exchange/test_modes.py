@@ -15,11 +15,14 @@ from numpyro_rtk.core.exchange.modes import (
     empty_mode_tally,
     fit_modes,
     jump,
+    jump_bottom,
     log_shares,
     membership,
     moved_modes,
     refit_modes,
 )
+from numpyro_rtk.core.exchange.replicas import Replicas
+from numpyro_rtk.core.segment import Evaluation
 from tests.oracles import SKEWED, Mixture, assert_mean, summaries, z_score
 
 FLOOR = jnp.full(2, 1e-6)
@@ -223,3 +226,79 @@ def test_diagonals_are_as_matrices_where_coordinates_are_independent(key):
         rtol=1e-2,
         atol=1e-3,
     )
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_visited_component_has_the_moments_of_all_that_it_rests_on(dense):
+    """One component of 4,000 points, of which half count, and 2,000 draws 5 away.
+
+    Their pooled covariance: half of each one's own, and a quarter of the square between
+    their means. It is widened by 1 + 1.5 / 4,000.
+    """
+    rng = np.random.default_rng(4)
+    before = rng.normal(size=(4000, 2)) @ np.array([[1.0, 0.4], [0.0, 0.6]])
+    draws = 0.5 * rng.normal(size=(2000, 2)) + [3.0, -4.0]
+    x, new_x = (jnp.asarray(rows, jnp.float32) for rows in (before, draws))
+    modes = fit_modes(jr.key(0), x, FLOOR, dense=dense, num_components=1)
+    new = refit_modes(modes, add_draws(empty_mode_tally(modes), modes, new_x), FLOOR)
+    means = before.mean(axis=0), draws.mean(axis=0)
+    between = np.outer(means[0] - means[1], means[0] - means[1])
+    own = sum(np.cov(rows.T, bias=True) for rows in (before, draws))
+    expected = 0.5 * own + 0.25 * between
+    expected = expected if dense else np.diag(expected)
+    np.testing.assert_allclose(new.mean[0], 0.5 * (means[0] + means[1]), atol=1e-3)
+    np.testing.assert_allclose(new.covariance[0], expected, rtol=0.01, atol=0.02)
+
+
+def test_a_jump_at_the_bottom_takes_its_evaluation_along(key):
+    """And leaves all other levels as they are; some of 100 jump, and some do not."""
+    target, modes, n = SKEWED.target(), poor_modes(), 100
+    path = lambda x, level: target(x)
+    phase, trips = jnp.array([1, 0, 2]), jnp.zeros((), int)
+    position = jnp.asarray(SKEWED.draws(5, 3 * n), jnp.float32).reshape(n, 3, 2)
+    evaluation = jax.vmap(jax.vmap(target))(position)
+
+    def one(key, position, evaluation):
+        replicas = Replicas(position, evaluation, phase, trips)
+        return jump_bottom(key, replicas, path, jnp.zeros(3), modes)[0]
+
+    after = jax.jit(jax.vmap(one))(jr.split(key, n), position, evaluation)
+    moved = np.any(np.asarray(after.position != position)[:, 0], axis=1)
+    assert 0 < moved.sum() < n
+    there = jax.vmap(jax.vmap(target))(after.position)
+    for new, old, found in zip(after.evaluation, evaluation, there, strict=True):
+        np.testing.assert_allclose(new, found, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(new[:, 1:], old[:, 1:])
+    np.testing.assert_array_equal(after.position[:, 1:], position[:, 1:])
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_is_proposed_has_the_law_that_it_is_weighed_by(dense, key):
+    """From a point without density every proposal is taken: n = 20,000 of them; z = 5.
+
+    Their mean shares are the weights, their moments the mixture's.
+    """
+    modes, _ = fitted(dense)
+    root, inverse, covariance = (
+        np.asarray(leaf if dense else jax.vmap(jnp.diag)(leaf))
+        for leaf in (modes.root, modes.inverse_root, modes.covariance)
+    )
+    identity = np.tile(np.eye(2), (len(root), 1, 1))
+    np.testing.assert_allclose(root @ inverse, identity, atol=1e-3)
+    sd = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    unit = sd[:, :, None] * sd[:, None, :]
+    square = root @ np.swapaxes(root, 1, 2)
+    np.testing.assert_allclose(square / unit, covariance / unit, atol=1e-3)
+
+    x, nowhere = jnp.zeros(2), Evaluation(jnp.array(-jnp.inf), jnp.zeros(2))
+    path = lambda z, level: Evaluation(jnp.zeros(()), -z)
+    one = lambda key: jump(JumpNoise.draw(key, modes), x, nowhere, path, None, modes)
+    z, _, accept_prob = jax.jit(jax.vmap(one))(jr.split(key, 20_000))
+    np.testing.assert_array_equal(accept_prob, 1.0)
+    weight = np.exp(np.asarray(modes.log_weight, float))
+    used = weight > 1e-6  # others are there for the shapes' sake
+    assert_mean(np.exp(np.asarray(log_shares(modes, z)))[:, used], weight[used])
+    mean, whole = Mixture(weight, modes.mean, covariance).moments()
+    off = np.asarray(z, float) - mean
+    assert_mean(off)
+    assert_mean(off[:, :, None] * off[:, None, :], whole)

@@ -20,7 +20,12 @@ from numpyro_rtk.core.exchange.replicas import (
     evaluate_all,
 )
 from numpyro_rtk.core.exchange.sweep import sweep
-from numpyro_rtk.core.segment import Evaluation, Segment, proposal_misfit
+from numpyro_rtk.core.segment import (
+    Evaluation,
+    Segment,
+    proposal_mean,
+    proposal_misfit,
+)
 from numpyro_rtk.density import standardised
 from tests.oracles import SKEWED, assert_mean, summaries, z_score
 
@@ -333,3 +338,41 @@ def test_no_density_is_never_entered(key):
     assert np.all(np.asarray(bottom)[:, 0] <= 0.4)
     assert np.all(np.isfinite(bottom))
     assert np.nanmean(accept) > 0.05
+
+
+def without_local_moves(key, phase=(1, 0, 0, 0), parity=0, n=200):
+    """One sweep of n exact draws whose local moves have no length, of MALA."""
+    settings = jax.tree.map(jnp.asarray, plan())._replace(step_size=jnp.zeros(3))
+
+    def one(key, position):
+        evaluation = evaluate_all(path, settings.levels, position)
+        replicas = Replicas(position, evaluation, jnp.array(phase), jnp.zeros((), int))
+        noise = jax.tree.map(lambda leaf: leaf[0], draw_sweeps(key, settings, MALA, 1))
+        return sweep(noise, replicas, path, settings, MALA, parity)
+
+    position = exact_replicas()[:n]
+    return position, *jax.jit(jax.vmap(one))(jr.split(key, n), position)
+
+
+def test_residuals_are_of_the_lower_states_that_were_noised(key):
+    """What the proposals are fitted to: x_{k-1} less the mean given u, accepted or not."""
+    position, _, info = without_local_moves(key)
+    settings = jax.tree.map(jnp.asarray, plan())
+    for k in (0, 2):
+        edge = jax.tree.map(lambda leaf, k=k: leaf[k], settings.edges)
+        upper, score = info.upper[:, k], info.upper_score[:, k]
+        mean = jax.vmap(proposal_mean, in_axes=(None, 0, 0))(edge, upper, score)
+        np.testing.assert_allclose(
+            info.residual[:, k], position[:, k] - mean, atol=1e-4
+        )
+        levels = jax.tree.map(lambda leaf, k=k: leaf[k + 1], settings.levels)
+        there = -upper if k == 2 else jax.vmap(path, (0, None))(upper, levels).score
+        np.testing.assert_allclose(score, there, rtol=1e-3, atol=1e-3)
+
+
+def test_lineages_are_exchanged_and_none_is_copied(key):
+    position, after, _ = without_local_moves(key, phase=(1, 5, 7, 0), parity=1)
+    moved = np.any(np.asarray(after.position[:, 1] != position[:, 1]), axis=1)
+    assert 0.1 < moved.mean() < 0.95
+    expected = np.where(moved[:, None], [7, 5], [5, 7])
+    np.testing.assert_array_equal(after.phase[:, 1:3], expected)

@@ -58,3 +58,17 @@ def test_the_first_levels_hold_equal_shares_of_the_barrier():
     # where nothing was in the way they still increase
     flat = levels.Barrier(times, 0.0 * height, 0.0 * height)
     assert np.all(np.isfinite(levels.levels_by_barrier(flat, VARIANCE, K + 1)))
+
+
+def test_what_belongs_to_levels_and_edges_moves_with_them():
+    """On a ladder that stays everything stays; else it is taken from between its ends."""
+    rows = jnp.array([[1.0, 9.0], [3.0, 5.0], [7.0, 3.0]])
+    still = levels.Moved(jnp.arange(4.0), jnp.arange(4.0))
+    for kind in (still.levels, still.edges):
+        np.testing.assert_allclose(kind(rows), rows)
+    np.testing.assert_allclose(still.totals(rows[:, 0]), rows[:, 0])
+    moved = levels.Moved(jnp.arange(4.0), jnp.array([0.0, 0.5, 1.5, 3.0]))
+    # middles at .25, 1 and 2.25 of edges whose middles were at .5, 1.5 and 2.5
+    np.testing.assert_allclose(moved.edges(rows[:, 0]), [1.0, 2.0, 6.0])
+    np.testing.assert_allclose(moved.levels(rows[:, 0]), [1.0, 2.0, 5.0])
+    np.testing.assert_allclose(moved.totals(rows[:, 0]), [0.5, 2.0, 8.5])

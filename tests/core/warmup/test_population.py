@@ -11,10 +11,12 @@ from scipy import stats
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import log_reference
+from numpyro_rtk.core.exchange.local_move import ParticleNoise
 from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.segment import Evaluation, log_weight_increment
 from numpyro_rtk.core.warmup import population
 from numpyro_rtk.core.warmup.population import descend, share_of
+from numpyro_rtk.core.warmup.resampling import systematic
 from tests.oracles import assert_mean, z_score
 
 RUNS, PARTICLES, DIM, HORIZON = 64, 512, 2, 3.0
@@ -244,3 +246,35 @@ def test_without_any_density_nothing_is_nan_and_it_says_so(dense):
     assert np.all(says["log_evidence"] == -np.inf)
     assert np.all(says["log_evidence_error"] >= 1.0)
     assert np.all(np.asarray(runs.times).min(axis=1) == 0.0)  # it ends all the same
+
+
+def test_what_a_step_takes_down_is_of_the_particles_that_were_chosen(key):
+    """Given weights: the ratio is their mean's logarithm, and lineages go along."""
+    n, path = 64, lambda u, level: normal(u, level)
+    inner, t = MALA(num_leapfrog=1), jnp.float32(1.0)
+    keys = jr.split(key, 3)
+    top, weight = jr.normal(keys[0], (n, DIM)), jr.uniform(keys[1], (n,))
+    horizon, last = jnp.float32(HORIZON), jnp.float32(0.05)
+    carry = population._at_top(keys[2], top, horizon, last, 16, 8, False)
+    carry = carry._replace(ancestor=jnp.arange(n)[::-1])
+    crossed = population._Crossed(
+        position=top,
+        evaluation=carry.evaluation,
+        log_weight=jnp.log(weight),
+        size=jnp.float32(0.7),
+        spread=jnp.float32(0.5),
+        has_boundary=jnp.array(False),
+    )
+    target = population._Target(path, lambda t: t, inner, True)
+    numbers = ParticleNoise.draw(keys[2], inner, (n,), DIM, jnp.float32)
+    after = population._arrive(numbers, carry, t, crossed, target)
+    np.testing.assert_allclose(
+        after.record.log_ratio[0], jnp.log(jnp.mean(weight)), atol=1e-5
+    )
+    chosen = systematic(numbers.choose, jnp.log(weight))
+    assert len(np.unique(chosen)) < n
+    np.testing.assert_array_equal(after.ancestor, n - 1 - chosen)
+    # a local move's length from those that were chosen, and not from others
+    apart = jnp.abs(after.position - top[chosen])
+    assert np.max(apart) < 3.0
+    assert np.median(apart) < 0.5

@@ -108,6 +108,16 @@ def test_later_windows_count_by_their_trials(key):
     np.testing.assert_allclose(current.proposals.count, 4010.0)
 
 
+def test_a_later_windows_shift_counts_by_its_trials(key):
+    """Shifts of 0 in 1,000 trials and of .8 in 3,000: .6, of standard error .014; z = 5."""
+    current = settings()
+    for n, size, k in zip((1000, 3000), (0.0, 0.8), jr.split(key), strict=True):
+        shift = jnp.full((1, 1, DIM), size)
+        tally = tally_of(current, k, n, 1.0, 1.0, shift, jnp.eye(DIM))
+        current = next_settings(current, tally, move_levels=False)
+    np.testing.assert_allclose(current.proposals.shift, 0.6, atol=0.07)
+
+
 def test_edges_put_the_widths_in():
     current = settings()
     edges = edges_in(current)

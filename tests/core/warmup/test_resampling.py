@@ -29,3 +29,15 @@ def test_sample_size_is_kishs():
     uneven = jnp.log(jnp.array([1.0, 3.0]))
     np.testing.assert_allclose(sample_size(uneven), 16.0 / 10.0 / 2.0, rtol=1e-5)
     assert sample_size(jnp.full(10, -jnp.inf)) == 0.0
+
+
+def test_systematic_resampling_is_unbiased():
+    """Over 200 uniforms in equal steps each index comes n times its share in the mean.
+
+    Either end of a share is met by one of them too many or too few: 2 / 200.
+    """
+    weight = np.array([0.05, 0.3, 0.02, 0.33, 0.3])
+    uniforms = (np.arange(200) + 0.5) / 200
+    chosen = [systematic(u, jnp.log(jnp.asarray(weight))) for u in uniforms]
+    times = np.bincount(np.ravel(chosen), minlength=5) / len(chosen)
+    np.testing.assert_allclose(times, 5.0 * weight, atol=0.0101)

@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import norm
 
-from numpyro_rtk.core.warmup.settings import next_settings, no_sweeps
+from numpyro_rtk.core.warmup.levels import place_of
+from numpyro_rtk.core.warmup.settings import (
+    analytic_settings,
+    next_settings,
+    no_sweeps,
+)
 from numpyro_rtk.noise import log_snr_ladder
-from tests.core.tallies import DIM, ZERO, K, settings, tally_of
+from tests.core.tallies import DIM, TIMES, ZERO, K, settings, tally_of
 
 
 def test_local_spread_is_the_inverse_curvature(key):
@@ -82,3 +87,37 @@ def test_an_empty_window_changes_nothing():
         after,
         current,
     )
+
+
+def test_first_proposals_are_those_of_the_curvature_at_the_upper_level():
+    """Data N(0, .3): the variance of z given x is known, and each level's curvature."""
+    t = jnp.asarray(TIMES, jnp.float32)
+    a = jnp.exp(-t)
+    level = 0.3 * a**2 + 1.0 - a**2
+    rows = jnp.tile(level[:, None], (1, 2))
+    first = analytic_settings(
+        t, jnp.float32(0.1), 1.0 / rows, 0.5, swap_share=0.0, dense=False
+    )
+    a, v = jnp.exp(t[:-1] - t[1:]), 1.0 - jnp.exp(2.0 * (t[:-1] - t[1:]))
+    expected = 1.0 / (1.0 / level[:-1] + a**2 / v) / v
+    np.testing.assert_allclose(
+        first.proposals.covariance, jnp.tile(expected[:, None], (1, 2)), rtol=2e-3
+    )
+    np.testing.assert_allclose(first.scale, jnp.sqrt(rows[:-1]), rtol=1e-5)
+
+
+def test_levels_that_move_take_the_log_ratios_along():
+    """The sum stays, which is the evidence; each edge takes what lies between its ends."""
+    times = jnp.asarray(log_snr_ladder(8), jnp.float32)
+    current = settings(times)._replace(log_ratio=jnp.arange(1.0, 9.0))
+    uneven = np.array([0.9, 0.8, 0.5, 0.3, 0.2, 0.1, 0.05, 0.05])
+    after = after_windows(current, 1, 100.0, lambda times: uneven)
+    assert np.max(np.abs(after.times - times)) > 0.02
+    # an empty bridge changes no estimate by more than its small part
+    np.testing.assert_allclose(jnp.sum(after.log_ratio), 36.0, rtol=1e-4)
+    height = np.interp(
+        place_of(after.times, jnp.float32(0.1)),
+        place_of(times, jnp.float32(0.1)),
+        np.concatenate([[0.0], np.cumsum(np.arange(1.0, 9.0))]),
+    )
+    np.testing.assert_allclose(after.log_ratio, np.diff(height), atol=0.02)

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from numpyro_rtk.core.exchange.modes import Modes
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.warmup import start
+from numpyro_rtk.core.warmup.exchange import Method
 from numpyro_rtk.core.warmup.population import MOST_LEVELS, Descent
 from numpyro_rtk.core.warmup.settings import first_settings
 
@@ -93,3 +96,53 @@ def test_few_numbers_are_kept_of_wide_positions():
     assert 16 < wide * 4096 * (MOST_LEVELS + 1) * 4 / 2**20 <= 64
     assert start._num_kept(256, 10**6) == 16
     assert start._num_kept(8, 10**6) == 8
+
+
+def two_runs():
+    """Of 1,000 particles each, all at 0 and all at 1; the second found three times more."""
+    low, high = descent(0.0, np.arange(1000)), descent(np.log(3.0), np.arange(1000))
+    return stacked(low, high._replace(position=high.position + 1.0))
+
+
+def test_particles_of_all_runs_count_by_the_runs_evidence():
+    """Every second of 2,000 resampled ones: 750 of the second run, give or take one."""
+    runs = two_runs()
+    points, found = start._together(jr.key(0), runs, descent(0.0, np.arange(1000)))
+    np.testing.assert_allclose(np.sum(points[:, 0]), 750.0, atol=1.0)
+    np.testing.assert_allclose(np.mean(found.kept[4]), 0.75, atol=0.07)
+    np.testing.assert_array_equal(found.kept[3], runs.kept[0, 3])
+
+
+def test_findings_are_the_mean_of_the_runs():
+    """Evidence (1 + 3) / 2, and 3 / 4 of the particles in the second run's mode."""
+    mean = jnp.array([[0.0, 0.0], [1.0, 1.0]])
+    one = jnp.full((2, DIM), 0.1)
+    log_weight = jnp.log(jnp.full(2, 0.5))
+    modes = Modes(log_weight, mean, one**2, one, 1.0 / one, jnp.full(2, 100.0))
+    found = start._findings_of(two_runs(), modes, jnp.float32(2.0))
+    np.testing.assert_allclose(found.log_evidence, np.log(2.0), rtol=1e-5)
+    np.testing.assert_allclose(found.share, [0.25, 0.75], rtol=1e-5)
+    # n particles of as many ancestors: n**-.5 of each run's part
+    expected = np.hypot(0.25, 0.75) / np.sqrt(1000.0)
+    np.testing.assert_allclose(found.log_evidence_error, expected, rtol=1e-4)
+
+
+def test_first_log_ratios_add_up_to_the_populations_evidence():
+    found = descent(2.5, np.arange(100))
+    method = Method(
+        inner=MALA(),
+        times=np.array([0.0, 0.04, 0.35, 1.1, 3.0]),
+        follows_likelihood=True,
+        adapt_ladder=True,
+        exchange="rtk",
+        dense=False,
+        step_size=None,
+        target_accept_prob=0.6,
+        num_particles=100,
+        has_likelihood=True,
+    )
+    settings = start._settings_from(found, jnp.float32(0.05), method)
+    np.testing.assert_allclose(jnp.sum(settings.log_ratio), 2.5, rtol=1e-4)
+    # all of it between the top and the level below, where the population found it
+    np.testing.assert_array_equal(settings.log_ratio[0], 0.0)
+    assert settings.log_ratio[-1] > 0.1

@@ -2,8 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import expit
 
 from numpyro_rtk.core.exchange.sweep import SweepInfo
+from numpyro_rtk.core.warmup.settings import no_sweeps
 from numpyro_rtk.core.warmup.tally import add_sweep
 from tests.core.tallies import DIM, ZERO, K, settings, sums_of, tally_of
 
@@ -42,3 +44,24 @@ def test_plain_swaps_show_nothing_of_the_proposal():
     np.testing.assert_allclose(tally.sum_u[0], 1.0)
     np.testing.assert_allclose(tally.sum_u[1:], 4.0)
     assert np.all(tally.bridge_down > 0.0)
+
+
+def test_the_bridges_sums_are_of_their_own_direction():
+    """Four chains, of W = 2 and W' = -1: each side's term, four times."""
+    current = settings()._replace(log_ratio=jnp.linspace(-0.5, 1.0, K))
+    rows, edges = jnp.ones((4, K, DIM)), jnp.ones((4, K))
+    info = SweepInfo(
+        local_accept_prob=edges,
+        swap_accept_prob=0.3 * edges,
+        is_swap=0.0 * edges,
+        down_increment=2.0 * edges,
+        up_increment=-1.0 * edges,
+        residual=rows,
+        upper=rows,
+        upper_score=rows,
+        is_diverging=jnp.zeros(4, bool),
+    )
+    tally = add_sweep(no_sweeps(current), info, rows, current.log_ratio)
+    c = np.asarray(current.log_ratio)
+    np.testing.assert_allclose(tally.bridge_down, 4.0 * expit(2.0 - c), rtol=1e-5)
+    np.testing.assert_allclose(tally.bridge_up, 4.0 * expit(c + 1.0), rtol=1e-5)
