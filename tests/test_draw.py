@@ -198,9 +198,9 @@ def test_the_inner_sampler_can_be_chosen(key):
 
 def test_rtkmala_has_the_same_ladder_and_steps():
     kernel = rtk.RTKMALA(score=EXACT)
-    np.testing.assert_array_equal(kernel._times, DEFAULTS.times)
+    np.testing.assert_array_equal(kernel._options.times, DEFAULTS.times)
     steps = (DEFAULTS.num_steps, *(0,) * (len(DEFAULTS.times) - 2))
-    assert kernel._num_steps == steps
+    assert kernel._options.num_steps == steps
     named = as_ladder(SCORE_DEFAULTS.ladder, SCORE_DEFAULTS.num_segments)
     np.testing.assert_array_equal(named, DEFAULTS.times)
     assert inspect.signature(draw).parameters["settings"].default is DEFAULTS

@@ -157,7 +157,7 @@ def _numbers_of(mcmc: Any) -> ExchangeNumbers:
         further_out=_share_further_out(mcmc),
         num_particles=sampler.num_particles,
         num_informed=float(np.max(np.asarray(shared.found.num_informed))),
-        has_likelihood=sampler.model is not None,
+        has_likelihood=sampler.has_likelihood,
     )
 
 
@@ -203,7 +203,7 @@ def _places(mcmc: Any) -> tuple[str, ...]:
 
 def _share_further_out(mcmc: Any) -> float:
     arguments = arguments_of(mcmc)
-    if arguments is None or mcmc.sampler.model is None:
+    if arguments is None or not mcmc.sampler.has_likelihood:
         return np.nan
     share = mcmc.sampler.share_further_out(mcmc.get_samples(), *arguments)
     return np.nan if share is None else share

@@ -10,10 +10,12 @@ from numpyro.infer import MCMC
 
 from numpyro_rtk._checks import check_positive_int
 from numpyro_rtk.core.exchange.modes import membership
+from numpyro_rtk.core.warmup.adapt import Frame
 from numpyro_rtk.core.warmup.population import narrowest_found
 from numpyro_rtk.diagnostics.evidence import log_evidence
 from numpyro_rtk.diagnostics.finished import arguments_of
 from numpyro_rtk.diagnostics.population import ENOUGH_ANCESTORS, lost_regions
+from numpyro_rtk.kernels.problem.problem import Problem
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 
 __all__ = ["ModeCheck", "check_modes"]
@@ -176,11 +178,13 @@ def _compare(
     )
 
 
-def _positions(mcmc, problem, frame, args, kwargs) -> list[jax.Array]:
+def _positions(
+    mcmc: Any, problem: Problem, frame: Frame, args: tuple, kwargs: dict
+) -> list[jax.Array]:
     """Draws of each chain as standardised positions, ``(draws, dim)``."""
     bound = problem.bind(args, kwargs, frame)
     samples = mcmc.get_samples(group_by_chain=True)
-    names = [site.name for site in (*problem.learned, *problem.ordinary)]
+    names = [site.name for site in problem.noted.flat.sites]
 
     def one(values):
         return bound.flatten(problem.unconstrain(args, kwargs, values))
