@@ -38,6 +38,7 @@ from numpyro_rtk.kernels.exchange_state import (
     first_state,
 )
 from numpyro_rtk.kernels.gibbs import path_beside_blocks, with_reference
+from numpyro_rtk.kernels.problem.problem import Problem
 from numpyro_rtk.noise import Ladder, as_ladder
 
 __all__ = ["RTKReplicaExchange"]
@@ -227,7 +228,7 @@ class RTKReplicaExchange(ExchangeReader):
         state, has_start = build(rng_key, init_params)
         return state._replace(shared=shared), has_start
 
-    def prepare(self, key: jax.Array, args: tuple, kwargs: dict):
+    def prepare(self, key: jax.Array, args: tuple, kwargs: dict) -> Problem:
         """Trace the model for :meth:`look` without a run; the problem."""
         self._problem.setup(key, args, kwargs)
         self._check()
