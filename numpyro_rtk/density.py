@@ -314,7 +314,7 @@ def coupled_base(
     Args:
         parts_at: the parts for a clean position; of their densities only the log density
             is used, which JAX must be able to differentiate.
-        num_normal: as there.
+        num_normal: trailing coordinates with a standard normal law at every level.
         forward_mode: see :func:`value_and_grad`.
     """
 

@@ -173,8 +173,8 @@ def predict_down(
 
     Args:
         key: PRNG key.
-        top: as in :func:`anneal_down`, like ``path``.
-        path: see there.
+        top: ``(dim,)``, a draw from N(0, I).
+        path: the intermediate targets.
         levels: as in :class:`Plan`.
         multistep: the rule's coefficients, leading axis K.
         local: how many inner steps at level 0, and how long.
@@ -255,10 +255,10 @@ def anneal_up(
         key: PRNG key.
         bottom: ``(dim,)``, the draw.
         evaluation: the path's evaluation at it, level 0.
-        path: as in :func:`anneal_down`, like the rest.
-        plan: see there.
-        inner: see there; must be adjusted, since its steps are undone by themselves.
-        num_steps: see there.
+        path: the intermediate targets.
+        plan: levels, segments, step sizes and scales.
+        inner: the inner sampler; must be adjusted, since its steps are undone by themselves.
+        num_steps: K static integers, inner steps per segment, lowest segment first.
     """
 
     def ascend(steps: int):

@@ -48,10 +48,10 @@ def metropolised(
         key: PRNG key.
         position: the current draw, ``(dim,)``.
         evaluation: the path's evaluation at it, level 0.
-        path: as in :func:`anneal_down`, like ``plan``, ``inner`` and ``num_steps``.
-        plan: see there.
-        inner: see there; must be adjusted.
-        num_steps: see there.
+        path: the intermediate targets.
+        plan: levels, segments, step sizes and scales.
+        inner: the inner sampler; must be adjusted.
+        num_steps: K static integers, inner steps per segment, lowest segment first.
         num_candidates: P, fresh runs per transition.
     """
     key_up, key_top, key_down, key_choose, key_accept = jr.split(key, 5)

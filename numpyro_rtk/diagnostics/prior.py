@@ -56,8 +56,7 @@ class PriorCheck(NamedTuple):
         held_out: mean log density of the held-out rows and its standard error, nats.
         gaussian: gain over a Gaussian fitted to half of the held-out rows, on the other
             half, and its standard error, nats.
-        mixture: the same over a Gaussian mixture (the best of 1 to 8 components);
-            NaN where scikit-learn is not installed.
+        mixture: the same over a Gaussian mixture (the best of 1 to 8 components).
         offset: log of the density's integral, 0 if it is normalised, and its standard
             error, nats, from exchanges in both directions along the noise ladder.
         group_tv: total variation between the shares of groups (k-means of the held-out

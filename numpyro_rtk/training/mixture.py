@@ -114,7 +114,6 @@ def fit_mixture(
         num_components: K.
 
     Raises:
-        ImportError: without scikit-learn.
         ValueError: where there are too few rows for ``num_components``.
     """
     most = _most_components(z)
@@ -143,9 +142,6 @@ def best_mixture(
         The mixture of 1, 2, ..., 16 (or 64) components; of more only where the held-out
         log density rises by more than its standard error, with tails by more than two
         (from few rows, one).
-
-    Raises:
-        ImportError: without scikit-learn.
     """
     most = max(_CHOICE_COST // z.shape[1] ** 2, _FEW_ROWS * z.shape[1])
     if most < len(z):
