@@ -257,7 +257,7 @@ def anneal_up(
         evaluation: the path's evaluation at it, level 0.
         path: the intermediate targets.
         plan: levels, segments, step sizes and scales.
-        inner: the inner sampler; must be adjusted, since its steps are undone by themselves.
+        inner: the inner sampler; adjusted, since its steps are undone by themselves.
         num_steps: K static integers, inner steps per segment, lowest segment first.
     """
 
