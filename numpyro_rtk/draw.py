@@ -10,6 +10,7 @@ number of steps, and a warm-up in which the step size is adapted.
 """
 
 import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -191,13 +192,15 @@ def predictor_of(
 ) -> Predictor:
     """:func:`fit_predictor`, of the densities drawn from last without fitting again.
 
-    A density is known again by its very arrays (an object that is no pytree: by itself),
-    so one that was trained on, or traced by JAX, is fitted anew.
+    A density is known again by its very arrays (an object that is no pytree: by itself and
+    its attributes), so one that was trained on, traced by JAX, or given another attribute
+    is fitted anew. Numbers changed inside a NumPy array are not seen.
     """
-    leaves, structure = jax.tree.flatten((density, process))
+    found, structure = jax.tree.flatten((density, process))
+    leaves = [part for leaf in found for part in _parts_of(leaf)]
     facts = (structure, settings.times, settings.num_particles)
     for (old_facts, old_leaves), predictor in _kept:
-        if old_facts == facts and all(map(_is, old_leaves, leaves)):
+        if old_facts == facts and _are_the_same(old_leaves, leaves):
             return jax.tree.map(jnp.asarray, predictor)
     predictor = fit_predictor(density, settings, process=process)
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(predictor)):
@@ -206,8 +209,15 @@ def predictor_of(
     return predictor
 
 
-def _is(one: Any, other: Any) -> bool:
-    return one is other
+def _parts_of(leaf: Any) -> list:
+    """What must stay for a leaf to be what it was: of an object, its attributes too."""
+    if isinstance(leaf, jax.Array | np.ndarray) or not hasattr(leaf, "__dict__"):
+        return [leaf]
+    return [leaf, *jax.tree.leaves(vars(leaf))]
+
+
+def _are_the_same(one: list, other: list) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _inner_of(density: Density, settings: DrawSettings) -> InnerSampler:

@@ -167,6 +167,25 @@ def test_a_predictor_is_fitted_once_to_an_array(fits):
     assert len(fits) == 5
 
 
+def test_an_object_that_was_changed_is_another_density(fits):
+    class Own:
+        event_shape = (1,)
+
+        def __init__(self, centre):
+            self.centre = centre
+
+        def score(self, x, t):
+            return jnp.exp(-t) * self.centre - x
+
+    own = Own(jnp.array(1.0))
+    predictor_of(own)
+    predictor_of(own)
+    assert len(fits) == 1
+    own.centre = jnp.array(2.0)
+    predictor_of(own)
+    assert len(fits) == 2
+
+
 def test_no_more_predictors_are_kept_than_said(fits):
     densities = [jax.tree.map(jnp.array, Energy(EXACT)) for _ in range(10)]
     for density in densities:
