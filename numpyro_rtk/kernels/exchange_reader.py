@@ -101,7 +101,7 @@ class ExchangeReader(PathKernel):
         return jax.jit(jax.vmap(jax.vmap(one)))(replicas)
 
     def share_further_out(self, samples: Any, args: tuple, kwargs: dict):
-        """Share of the posterior beyond the draws; None where it is not known."""
+        """Share of the prior's own draws less probable than the median sample, or None."""
         return self._problem.share_further_out(samples, args, kwargs)
 
     def places(self, shared: Adaptation, args: tuple, kwargs: dict) -> list[str]:

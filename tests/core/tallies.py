@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk.core.exchange.sweep import SweepInfo
+from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.segment import proposal_mean
+from numpyro_rtk.core.warmup.exchange import Method
 from numpyro_rtk.core.warmup.proposals import edges_of
 from numpyro_rtk.core.warmup.settings import first_settings, no_sweeps
 from numpyro_rtk.core.warmup.tally import add_sweep
@@ -14,6 +16,18 @@ from numpyro_rtk.noise import log_snr_ladder
 K, DIM = 4, 3
 TIMES = log_snr_ladder(K)
 ZERO = jnp.zeros((1, 1, DIM))
+METHOD = Method(
+    inner=MALA(),
+    times=TIMES,
+    follows_likelihood=True,
+    adapt_ladder=True,
+    exchange="best",
+    dense=True,
+    step_size=None,
+    target_accept_prob=0.6,
+    num_particles=64,
+    has_likelihood=True,
+)
 
 
 def settings(times=TIMES, dim=DIM, dense=True):

@@ -14,9 +14,7 @@ from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.metropolised import metropolised
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.uld import ULD
-from numpyro_rtk.density import (
-    standardised,
-)
+from numpyro_rtk.density import standardised
 from numpyro_rtk.noise import angle_ladder
 from tests.core.test_annealed import (
     HARD,

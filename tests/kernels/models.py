@@ -23,35 +23,7 @@ from numpyro.infer import reparam
 from numpyro.primitives import Messenger, mutable as mutable_site
 
 import numpyro_rtk as rtk
-
-
-class Moving:
-    """p(x | c) on the line, two components whose means and weights follow c."""
-
-    event_shape, condition_shape = (1,), ()
-    loc, scale = jnp.array([0.2]), jnp.array([1.4])
-
-    def given(self, c):
-        return MovingAt(c)
-
-
-class MovingAt:
-    event_shape = (1,)
-
-    def __init__(self, c):
-        self.c = c
-
-    def log_density(self, x, t):
-        a = jnp.exp(-t)
-        means = jnp.stack([self.c - 1.3, 1.0 + 0.3 * self.c])
-        means = Moving.loc + a * (means - Moving.loc)
-        spread = a**2 * jnp.array([0.1, 0.2]) + (1 - a**2) * Moving.scale**2
-        weights = jax.nn.log_softmax(jnp.stack([1.2 * self.c, jnp.zeros_like(self.c)]))
-        parts = dist.Normal(means, jnp.sqrt(spread)).log_prob(x[0])
-        return jax.nn.logsumexp(parts + weights)
-
-    def score(self, x, t):
-        return jax.grad(self.log_density)(x, t)
+from tests.kernels.densities import Moving
 
 
 class Row(NamedTuple):

@@ -35,6 +35,7 @@ from numpyro_rtk.core.warmup.adapt import (
     record_trial,
     wider_reference,
 )
+from numpyro_rtk.core.warmup.resampling import without_lost
 
 __all__ = [
     "NUM_PILOT",
@@ -52,8 +53,6 @@ _VARIANCES, _NUM_RUNS = np.geomspace(1e-4, 10.0, 11), 64
 NUM_PILOT = _NUM_RUNS * len(_VARIANCES)
 # The pilot's value and those below it that the chain tries.
 _NUM_TRIALS = 4
-# Log weights of runs that died count as so many nats below the least.
-_DEAD = 20.0
 # Windows of the frame end at these eighths of warm-up, each twice as long as the last.
 _WINDOW_ENDS = (1, 3, 7)
 
@@ -181,11 +180,8 @@ def pilot(
 
 def _unsteadiness(log_weight: jax.Array) -> jax.Array:
     """Variance of the log weights; infinite where all runs died."""
-    is_alive = jnp.isfinite(log_weight)
-    lowest = jnp.min(jnp.where(is_alive, log_weight, jnp.inf))
-    floor = jnp.where(jnp.isfinite(lowest), lowest, 0) - _DEAD
-    spread = jnp.var(jnp.where(is_alive, log_weight, floor))
-    return jnp.where(jnp.any(is_alive), spread, jnp.inf)
+    any_alive = jnp.any(jnp.isfinite(log_weight))
+    return jnp.where(any_alive, jnp.var(without_lost(log_weight)), jnp.inf)
 
 
 def pick_start(key: jax.Array, runs: Run) -> tuple[jax.Array, jax.Array]:

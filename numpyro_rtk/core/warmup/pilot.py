@@ -23,7 +23,7 @@ from numpyro_rtk.core.segment import (
     sample_proposal,
 )
 from numpyro_rtk.core.warmup.exchange import Method, PriorCurvature
-from numpyro_rtk.core.warmup.resampling import systematic
+from numpyro_rtk.core.warmup.resampling import systematic, without_lost
 from numpyro_rtk.core.warmup.settings import (
     LevelsOf,
     Settings,
@@ -51,8 +51,6 @@ NUM_PILOTS, NUM_PILOT = 2 * _NUM_BESIDE, 64
 _AS_GOOD = (1.2, 1.05)
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation.
 PART_OF_NOISE = 0.3
-# A particle without density counts as so many nats below the least of those with one.
-_LOST_NATS = 20.0
 # Step size where none is given: this, less in more dimensions than these.
 _FIRST_STEP_SIZE, _FEW_DIMENSIONS = 0.8, 4.0
 
@@ -196,10 +194,7 @@ def _total_spread(increment: jax.Array) -> jax.Array:
     Not bounded: once levels have moved to equal rejection the sum is what counts, and a
     c so small that one edge holds everything must not look good.
     """
-    alive = jnp.isfinite(increment)
-    lowest = jnp.min(jnp.where(alive, increment, jnp.inf), axis=1, keepdims=True)
-    floor = jnp.where(jnp.isfinite(lowest), lowest, 0.0) - _LOST_NATS
-    return jnp.sum(jnp.std(jnp.where(alive, increment, floor), axis=1))
+    return jnp.sum(jnp.std(without_lost(increment), axis=1))
 
 
 def _largest_as_good(place: jax.Array, spread: jax.Array, factor) -> jax.Array:

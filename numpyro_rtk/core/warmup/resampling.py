@@ -3,7 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-__all__ = ["sample_size", "some_of", "systematic"]
+__all__ = ["sample_size", "some_of", "systematic", "without_lost"]
+
+# Where weights are compared by their spread, one that is lost counts as so many nats below
+# the least of the others.
+_LOST_NATS = 20.0
 
 
 def systematic(uniform: jax.Array, log_weight: jax.Array) -> jax.Array:
@@ -30,6 +34,18 @@ def sample_size(log_weight: jax.Array) -> jax.Array:
     total = jax.nn.logsumexp(log_weight)
     size = jnp.exp(2.0 * total - jax.nn.logsumexp(2.0 * log_weight))
     return jnp.where(jnp.isfinite(total), size / log_weight.shape[0], 0.0)
+
+
+def without_lost(log_weight: jax.Array) -> jax.Array:
+    """Log weights with a finite number, 20 nats below the least, for each that is none.
+
+    Args:
+        log_weight: ``(..., n)``; groups of n have a least one of their own.
+    """
+    alive = jnp.isfinite(log_weight)
+    lowest = jnp.min(jnp.where(alive, log_weight, jnp.inf), axis=-1, keepdims=True)
+    floor = jnp.where(jnp.isfinite(lowest), lowest, 0.0) - _LOST_NATS
+    return jnp.where(alive, log_weight, floor)
 
 
 def some_of(x: jax.Array, num: int) -> jax.Array:

@@ -74,7 +74,8 @@ def _add(adapt, method, num_warmup, iteration, info, scores, draws, ordinary):
     settings = adapt.settings
     # a few wild scores of a learned network must not set the scale of all
     spread = jnp.sqrt(diagonal_of(settings.curvature))
-    scores = jnp.clip(scores, -_WILD * spread, _WILD * spread)
+    widest = _WILD * spread[None, None]  # the same for all sweeps and chains
+    scores = jnp.clip(scores, -widest, widest)
 
     def add(tally, inputs):
         sweeps, states = inputs

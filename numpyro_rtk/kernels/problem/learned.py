@@ -7,12 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_rtk import paths
-from numpyro_rtk.density import (
-    Part,
-    loc_and_scale,
-    standardised,
-)
+from numpyro_rtk.core.segment import Evaluation
+from numpyro_rtk.density import Part, loc_and_scale, standardised
 from numpyro_rtk.kernels.problem.flat import Flat, Site
 from numpyro_rtk.kernels.problem.messages import is_plain, prior_of
 from numpyro_rtk.prior import LearnedPrior
@@ -103,14 +99,14 @@ def _each(message: dict, prior: LearnedPrior) -> LearnedPrior:
     return prior.each(_batch(message, prior))
 
 
-def _of_stack(with_score: bool, z, t, prior: LearnedPrior) -> paths.Evaluation:
+def _of_stack(with_score: bool, z, t, prior: LearnedPrior) -> Evaluation:
     """One of several priors at one standardised position."""
     if prior.condition is not None:
         return _at_condition(prior.density, with_score, z, t, prior.condition)
     return standardised(prior.density, with_score=with_score)(z, t)
 
 
-def _at_condition(density: Any, with_score: bool, z, t, condition) -> paths.Evaluation:
+def _at_condition(density: Any, with_score: bool, z, t, condition) -> Evaluation:
     """A density p(x | c) at one standardised position and one condition."""
     given = density.given(condition)
     return standardised(given, process=density, with_score=with_score)(z, t)

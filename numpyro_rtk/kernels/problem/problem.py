@@ -265,7 +265,7 @@ class Problem:
         )
         return self._with_likelihood(bound, run, trace, values_at, frame)
 
-    def _base(self, run: Run, trace: dict, values_at: Callable) -> paths.BaseFn:
+    def _base(self, run: Run, trace: dict, values_at: Callable) -> BaseFn:
         """The noised prior; coupled, its parts are those of another run of the model."""
         flat = self.noted.flat
         if not self.is_coupled:

@@ -12,9 +12,7 @@ from numpyro.infer.initialization import init_to_sample, init_to_uniform
 from numpyro.infer.util import _unconstrain_reparam, constrain_fn
 from numpyro.primitives import Messenger
 
-from numpyro_rtk.density import (
-    loc_and_scale,
-)
+from numpyro_rtk.density import loc_and_scale
 from numpyro_rtk.kernels.problem.messages import learned_prior
 from numpyro_rtk.kernels.problem.terms import Terms, log_terms
 

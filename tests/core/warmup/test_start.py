@@ -6,12 +6,11 @@ import jax.random as jr
 import numpy as np
 
 from numpyro_rtk.core.exchange.modes import Modes
-from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.warmup import start
-from numpyro_rtk.core.warmup.exchange import Method
 from numpyro_rtk.core.warmup.population import MOST_LEVELS, Descent
 from numpyro_rtk.core.warmup.settings import first_settings
+from tests.core.tallies import METHOD
 
 DIM = 2
 
@@ -129,17 +128,9 @@ def test_findings_are_the_mean_of_the_runs():
 
 def test_first_log_ratios_add_up_to_the_populations_evidence():
     found = descent(2.5, np.arange(100))
-    method = Method(
-        inner=MALA(),
-        times=np.array([0.0, 0.04, 0.35, 1.1, 3.0]),
-        follows_likelihood=True,
-        adapt_ladder=True,
-        exchange="rtk",
-        dense=False,
-        step_size=None,
-        target_accept_prob=0.6,
-        num_particles=100,
-        has_likelihood=True,
+    times = np.array([0.0, 0.04, 0.35, 1.1, 3.0])
+    method = METHOD._replace(
+        times=times, exchange="rtk", dense=False, num_particles=100
     )
     settings = start._settings_from(found, jnp.float32(0.05), method)
     np.testing.assert_allclose(jnp.sum(settings.log_ratio), 2.5, rtol=1e-4)

@@ -9,26 +9,13 @@ import pytest
 from numpyro_rtk.core.exchange import modes as modes_module
 from numpyro_rtk.core.exchange.modes import empty_mode_tally, fit_modes
 from numpyro_rtk.core.exchange.sweep import SweepInfo
-from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.warmup.adapt import Frame, no_draws
-from numpyro_rtk.core.warmup.exchange import Adaptation, Method
+from numpyro_rtk.core.warmup.exchange import Adaptation
 from numpyro_rtk.core.warmup.settings import no_sweeps
 from numpyro_rtk.core.warmup.windows import _follow, learn
-from tests.core.tallies import DIM, TIMES, K, settings
+from tests.core.tallies import DIM, METHOD, K, settings
 
 CHAINS, NUM_WARMUP = 4, 20
-METHOD = Method(
-    inner=MALA(),
-    times=TIMES,
-    follows_likelihood=True,
-    adapt_ladder=True,
-    exchange="best",
-    dense=True,
-    step_size=None,
-    target_accept_prob=0.6,
-    num_particles=64,
-    has_likelihood=True,
-)
 
 
 def first():
@@ -63,18 +50,17 @@ def one_draw(adapt, iteration):
     )
     draws = jr.normal(keys[3], (CHAINS, DIM))
     ordinary, has_prior = 3.0 * draws[:, -1:], np.array([True])
-    with jax.numpy_rank_promotion("allow"):  # spreads of levels beside many scores
-        return learn(
-            adapt,
-            METHOD,
-            NUM_WARMUP,
-            iteration,
-            info,
-            vectors[2],
-            draws,
-            ordinary,
-            has_prior,
-        )
+    return learn(
+        adapt,
+        METHOD,
+        NUM_WARMUP,
+        iteration,
+        info,
+        vectors[2],
+        draws,
+        ordinary,
+        has_prior,
+    )
 
 
 def test_nothing_is_learned_after_the_last_draw_of_warm_up():
