@@ -171,8 +171,8 @@ class GaussianMixture(eqx.Module):
             noise's own Gaussian.
 
     Attributes:
-        loc: centre of the noise process, ``(dim,)``; the mixture is kept relative to it, and
-            another one (``eqx.tree_at``) moves all of it.
+        loc: centre of the noise process, ``(dim,)``; the mixture is kept relative to it,
+            and another one (``eqx.tree_at``) moves all of it.
         scale: its scale per coordinate, ``(dim,)``; likewise.
 
     Raises:
