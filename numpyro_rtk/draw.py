@@ -11,8 +11,10 @@ number of steps, and a warm-up in which the step size is adapted.
 
 import math
 import operator
+import types
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -118,6 +120,16 @@ def draw(
     inner = _inner_of(density, settings)
     if predictor is None:
         predictor = predictor_of(density, settings, process=process)
+    # compiled once for a density, unless it can change in place: then for each call
+    parts = jax.tree.leaves((density, process))
+    run = _compiled if all(map(_is_fixed, parts)) else _draw_with
+    keys = jr.split(key, math.prod(sample_shape))
+    flat = run(keys, density, process, predictor, settings, inner)
+    return flat.reshape((*sample_shape, *density.event_shape))
+
+
+def _draw_with(keys, density, process, predictor, settings, inner) -> jax.Array:
+    """By the predictor, one draw for each key, ``(n, *event_shape)``."""
     multistep, moment = predictor
     shape = tuple(density.event_shape)
     dim = math.prod(shape)
@@ -132,9 +144,18 @@ def draw(
         run = predict_down(key_down, top, path, levels, multistep, local, inner)
         return run.position
 
-    flat = jax.vmap(one)(jr.split(key, math.prod(sample_shape)))
+    flat = jax.vmap(one)(keys)
     loc, scale = loc_and_scale(density if process is None else process)
-    return (loc + scale * flat.reshape((-1, *shape))).reshape((*sample_shape, *shape))
+    return loc + scale * flat.reshape((-1, *shape))
+
+
+_compiled = eqx.filter_jit(_draw_with)
+
+
+def _is_fixed(leaf: Any) -> bool:
+    """Whether it is an array, or else can only be what it is."""
+    plain = bool | int | float | str | types.FunctionType | jax.custom_jvp
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | plain)
 
 
 def draw_given(

@@ -207,6 +207,36 @@ def test_what_jax_traces_is_not_kept(monkeypatch):
     assert len(module._kept) == 1
 
 
+def test_draws_are_compiled_once_for_a_density(key, monkeypatch):
+    """Other keys and other parameters compile nothing; an object may have changed."""
+    traced, right = [], module.predict_down
+    monkeypatch.setattr(
+        module, "predict_down", lambda *args: traced.append(None) or right(*args)
+    )
+    few = DEFAULTS._replace(num_particles=4, times=(0.0, 0.4, 2.5), num_steps=0)
+    moved = Mixture(LAW.weights, LAW.means + 9.0, LAW.covariances).jax(standardise=True)
+    ends = [
+        draw(key, density, (2,), few)
+        for density in (Energy(EXACT), Energy(EXACT), Energy(moved))
+    ]
+    assert len(traced) == 1
+    np.testing.assert_array_equal(ends[0], ends[1])
+    np.testing.assert_allclose(ends[2] - ends[0], 9.0, atol=0.1)
+
+    class Own:
+        event_shape = (1,)
+        centre = 0.0
+
+        def score(self, x, t):
+            return self.centre * jnp.exp(-t) - x
+
+    own, draws = Own(), []
+    for own.centre in (0.0, 5.0):
+        draws.append(draw(key, own, (2,), few))
+    assert len(traced) == 3
+    np.testing.assert_allclose(draws[1] - draws[0], 5.0, atol=0.6)
+
+
 def test_the_inner_sampler_can_be_chosen(key):
     few = DEFAULTS._replace(num_particles=8, times=(0.0, 0.2, 1.0, 2.0), num_steps=1)
     draws = draw(key, DENSITIES["score"], (3,), few._replace(inner=ULD().unadjusted()))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk import paths
-from numpyro_rtk.core.annealed import Plan, anneal_down
+from numpyro_rtk.core.annealed import Plan, RunNoise, anneal_down
 from numpyro_rtk.core.inner import (
     InnerInfo,
     InnerSampler,
@@ -168,12 +168,8 @@ def draw(
     plan = plan._replace(step_size=jnp.full(SEGMENTS, step_size))
     limited = FirstSteps(inner, num_steps)
     path = paths.prior_path(standardised(density))
-    key_top, key_down = jr.split(key)
-    tops = jr.normal(key_top, (n, density.event_shape[0]))
-    run = jax.vmap(
-        lambda k, top: anneal_down(
-            k, top, path, plan, limited, (most_steps,) * SEGMENTS
-        )
-    )(jr.split(key_down, n), tops)
+    steps = (most_steps,) * SEGMENTS
+    noise = RunNoise.draw(key, plan, limited, steps, (n,))
+    run = jax.vmap(lambda one: anneal_down(one, path, plan, limited, steps))(noise)
     loc, scale = loc_and_scale(density)
     return loc + scale * run.position

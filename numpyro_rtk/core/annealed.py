@@ -30,8 +30,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 
-from numpyro_rtk.core.inner import InnerNoise, InnerSampler, draw_noise, take_steps
+from numpyro_rtk.core.inner import (
+    InnerNoise,
+    InnerSampler,
+    StepNoise,
+    cut_draws,
+    draw_noise,
+    normal_shapes,
+    take_steps,
+)
 from numpyro_rtk.core.multistep import Multistep, clean_mean, predict, remember
 from numpyro_rtk.core.segment import (
     DensityFn,
@@ -52,6 +61,7 @@ __all__ = [
     "Path",
     "Plan",
     "Run",
+    "RunNoise",
     "anneal_down",
     "anneal_up",
     "inner_steps",
@@ -89,6 +99,64 @@ class Local(NamedTuple):
     num_steps: int
     step_size: jax.Array
     scale: jax.Array
+
+
+class RunNoise(NamedTuple):
+    """Random numbers of one run, down or up.
+
+    Attributes:
+        top: standard normals where a run down begins, ``(dim,)``.
+        cross: those of the Gaussian proposals, or of the noising, ``(K, dim)``.
+        steps: of the inner steps, leading axis K.
+        choose: a uniform, to decide among runs.
+    """
+
+    top: jax.Array
+    cross: jax.Array
+    steps: InnerNoise
+    choose: jax.Array
+
+    @classmethod
+    def draw(
+        cls,
+        key: jax.Array,
+        plan: Plan,
+        inner: InnerSampler,
+        num_steps: Sequence[int],
+        leading: tuple[int, ...] = (),
+    ) -> "RunNoise":
+        """For runs ``leading`` in two calls: each costs time to compile.
+
+        Args:
+            key: PRNG key.
+            plan: of which the sizes and the type are read.
+            inner: the inner sampler.
+            num_steps: K static integers, inner steps per segment, lowest segment first.
+            leading: axes of runs.
+        """
+        key_normal, key_uniform = jr.split(key)
+        (num_segments, dim), dtype = plan.scale.shape, plan.scale.dtype
+        # nothing is drawn for the segments without steps; most have none
+        stepping = [k for k, steps in enumerate(num_steps) if steps]
+        num, most = len(stepping), max(num_steps)
+        inner_shapes = [(num, *shape) for shape in normal_shapes(inner, most, dim)]
+        shapes = [(dim,), (num_segments, dim), *inner_shapes]
+        top, cross, start, normal = cut_draws(
+            jr.normal, key_normal, leading, shapes, dtype
+        )
+        shapes = [(), (num, most)]
+        choose, uniform = cut_draws(jr.uniform, key_uniform, leading, shapes, dtype)
+        row = {k: i for i, k in enumerate(stepping)}
+        index = np.array([row.get(k, num) for k in range(num_segments)])
+
+        def spread(leaf):  # zeros where there is no step
+            none = jnp.zeros((*leading, 1, *leaf.shape[len(leading) + 1 :]), dtype)
+            return jnp.take(
+                jnp.concatenate([leaf, none], len(leading)), index, len(leading)
+            )
+
+        steps = jax.tree.map(spread, InnerNoise(start, StepNoise(normal, uniform)))
+        return cls(top, cross, steps, choose)
 
 
 class Run(NamedTuple):
@@ -129,8 +197,7 @@ def num_evals_predicted(inner: InnerSampler, num_segments: int, num_steps: int) 
 
 
 def anneal_down(
-    key: jax.Array,
-    top: jax.Array,
+    noise: RunNoise,
     path: Path,
     plan: Plan,
     inner: InnerSampler,
@@ -139,17 +206,17 @@ def anneal_down(
     """Run from a draw of the reference at level K down to level 0.
 
     Args:
-        key: PRNG key.
-        top: ``(dim,)``, a draw from N(0, I).
+        noise: of one run; its ``top`` is the draw of the reference.
         path: the intermediate targets.
         plan: levels, segments, step sizes and scales.
         inner: the inner sampler; the log weight means what the module says only when
             it is adjusted and exact.
         num_steps: K static integers, inner steps per segment, lowest segment first.
     """
+    top = noise.top
     evaluation = path(top, _slice(plan.levels, -1))
     carry = (top, evaluation, -log_reference(top))
-    carry, info = _descend(key, carry, path, plan, inner, num_steps)
+    carry, info = _descend(noise, carry, path, plan, inner, num_steps)
     bottom, evaluation, log_weight = carry
     log_weight = _if_nan(log_weight + evaluation.log_density, -jnp.inf)
     return Run(bottom, evaluation, log_weight, *_collect(info))
@@ -207,7 +274,7 @@ def predict_down(
     return Run(state.position, state.evaluation, zero, accept_prob, info[1])
 
 
-def _descend(key, carry, path, plan, inner, num_steps):
+def _descend(noise: RunNoise, carry, path, plan, inner, num_steps):
     """Gaussian starts and inner steps down the plan, from its highest level.
 
     ``carry`` holds position, evaluation and log weight there, and at the end those of
@@ -217,12 +284,12 @@ def _descend(key, carry, path, plan, inner, num_steps):
     def build(steps: int):
         def body(carry, inputs):
             x, upper, log_weight = carry
-            random, noise, low, *settings = inputs
+            steps_noise, cross, low, *settings = inputs
             segment = settings[0]
-            start = sample_proposal(segment, x, upper.score, noise)
+            start = sample_proposal(segment, x, upper.score, cross)
             at_start = path(start, low)
             z, lower, info = inner_steps(
-                random, x, start, at_start, low, settings, path, inner, steps
+                steps_noise, x, start, at_start, low, settings, path, inner, steps
             )
             log_weight = log_weight - noising_misfit(segment, x, start)
             log_weight = log_weight + _steps_ratio(at_start, lower)
@@ -230,18 +297,17 @@ def _descend(key, carry, path, plan, inner, num_steps):
 
         return body
 
-    random, noise = _random(key, plan, inner, num_steps)
     x, upper, log_weight = carry
     # log N(x_k; a z_0, v) - log q(z_0 | x_k) over all segments, but for the first's
     # distances: in a start's own units its draw is the noise
     log_weight = log_weight + jnp.sum(log_volume_ratio(plan.segments))
-    log_weight = log_weight + 0.5 * jnp.sum(jnp.square(noise))
-    xs = (random, noise, _slice(plan.levels, slice(None, -1)), *plan[1:])
+    log_weight = log_weight + 0.5 * jnp.sum(jnp.square(noise.cross))
+    xs = (noise.steps, noise.cross, _slice(plan.levels, slice(None, -1)), *plan[1:])
     return _scan_groups(build, (x, upper, log_weight), xs, num_steps, reverse=True)
 
 
 def anneal_up(
-    key: jax.Array,
+    noise: RunNoise,
     bottom: jax.Array,
     evaluation: Evaluation,
     path: Path,
@@ -252,7 +318,7 @@ def anneal_up(
     """Run from a draw of level 0 up: the reversal of :func:`anneal_down`.
 
     Args:
-        key: PRNG key.
+        noise: of one run.
         bottom: ``(dim,)``, the draw.
         evaluation: the path's evaluation at it, level 0.
         path: the intermediate targets.
@@ -264,11 +330,11 @@ def anneal_up(
     def ascend(steps: int):
         def body(carry, inputs):
             z, lower, log_weight = carry
-            random, noise, (low, high), *settings = inputs
+            steps_noise, cross, (low, high), *settings = inputs
             segment = settings[0]
-            x = sample_noising(segment, z, noise)
+            x = sample_noising(segment, z, cross)
             start, at_start, info = inner_steps(
-                random, x, z, lower, low, settings, path, inner, steps
+                steps_noise, x, z, lower, low, settings, path, inner, steps
             )
             upper = path(x, high)
             log_weight = log_weight - noising_misfit(segment, x, start)
@@ -280,7 +346,7 @@ def anneal_up(
 
     levels = (_slice(plan.levels, slice(None, -1)), _slice(plan.levels, slice(1, None)))
     carry = (bottom, evaluation, jnp.sum(log_volume_ratio(plan.segments)))
-    xs = (*_random(key, plan, inner, num_steps), levels, *plan[1:])
+    xs = (noise.steps, noise.cross, levels, *plan[1:])
     carry, info = _scan_groups(ascend, carry, xs, num_steps, reverse=False)
     top, upper, log_weight = carry
     # What no run down can retrace is never left for one (+inf); a draw without density
@@ -354,24 +420,6 @@ def _scan_groups(build_body, carry, xs, num_steps: Sequence[int], *, reverse: bo
 def _collect(info):
     accept_prob, is_diverging = info
     return accept_prob, jnp.any(is_diverging)
-
-
-def _random(
-    key: jax.Array, plan: Plan, inner: InnerSampler, num_steps: Sequence[int]
-) -> tuple[InnerNoise, jax.Array]:
-    """Noise of the inner steps, leading axis K, and of the starts, ``(K, dim)``."""
-    key_steps, key_noise = jr.split(key)
-    (num_segments, dim), dtype = plan.scale.shape, plan.scale.dtype
-    # nothing is drawn for the segments without steps; most have none
-    stepping = [k for k, steps in enumerate(num_steps) if steps]
-    drawn = draw_noise(key_steps, inner, (len(stepping),), max(num_steps), dim, dtype)
-    spread = lambda leaf: (
-        jnp.zeros((num_segments, *leaf.shape[1:]), dtype)
-        .at[jnp.array(stepping, int)]
-        .set(leaf)
-    )
-    noise = jr.normal(key_noise, (num_segments, dim), dtype)
-    return jax.tree.map(spread, drawn), noise
 
 
 def _slice(tree: Any, index: Any) -> Any:

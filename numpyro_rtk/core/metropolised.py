@@ -11,9 +11,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 
-from numpyro_rtk.core.annealed import Path, Plan, Run, anneal_down, anneal_up
+from numpyro_rtk.core.annealed import (
+    Path,
+    Plan,
+    Run,
+    RunNoise,
+    anneal_down,
+    anneal_up,
+)
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.core.segment import Evaluation
 
@@ -54,17 +60,16 @@ def metropolised(
         num_steps: K static integers, inner steps per segment, lowest segment first.
         num_candidates: P, fresh runs per transition.
     """
-    key_up, key_top, key_down, key_choose, key_accept = jr.split(key, 5)
-    up = anneal_up(key_up, position, evaluation, path, plan, inner, num_steps)
-    tops = jr.normal(key_top, (num_candidates, *position.shape), position.dtype)
-    keys = jr.split(key_down, num_candidates)
-    down = jax.vmap(lambda k, x: anneal_down(k, x, path, plan, inner, num_steps))(
-        keys, tops
+    noise = RunNoise.draw(key, plan, inner, num_steps, (num_candidates + 1,))
+    of_up, of_down = (
+        jax.tree.map(lambda leaf, i=i: leaf[i], noise) for i in (0, slice(1, None))
     )
-    chosen = jr.categorical(key_choose, down.log_weight)
+    up = anneal_up(of_up, position, evaluation, path, plan, inner, num_steps)
+    down = jax.vmap(lambda one: anneal_down(one, path, plan, inner, num_steps))(of_down)
+    chosen = _choose(of_down.choose, down.log_weight)
     log_accept = _log_accept(down.log_weight, chosen, up.log_weight)
     accept_prob = jnp.exp(jnp.minimum(log_accept, 0.0))
-    is_accepted = jr.uniform(key_accept, (), position.dtype) < accept_prob
+    is_accepted = of_up.choose < accept_prob
 
     def pick(new, old):
         return jnp.where(is_accepted, new[chosen], old)
@@ -81,6 +86,12 @@ def metropolised(
         down=down,
         up=up,
     )
+
+
+def _choose(uniform: jax.Array, log_weights: jax.Array) -> jax.Array:
+    """An index in proportion to its weight, by the Gumbel maximum of uniforms ``(P,)``."""
+    tiny = jnp.finfo(uniform.dtype).tiny
+    return jnp.argmax(log_weights - jnp.log(-jnp.log(jnp.maximum(uniform, tiny))))
 
 
 def _log_accept(

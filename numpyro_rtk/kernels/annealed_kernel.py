@@ -14,6 +14,7 @@ from numpyro_rtk.core.annealed import (
     Local,
     Plan,
     Run,
+    RunNoise,
     anneal_down,
     num_evals,
     num_evals_predicted,
@@ -259,10 +260,10 @@ class AnnealedKernel(PathKernel):
         return jax.tree.map(lambda leaf: leaf[0], levels)
 
     def _run(self, key: jax.Array, bound: Bound, adapt: AdaptState) -> Run:
-        key_top, key_down = jr.split(key)
-        top = jr.normal(key_top, (self._problem.dim,), adapt.second_moment.dtype)
         inner, steps = self._inner, self._options.num_steps
         if adapt.multistep is not None:
+            key_top, key_down = jr.split(key)
+            top = jr.normal(key_top, (self._problem.dim,), adapt.second_moment.dtype)
             levels = paths.levels_of(self._options.times, adapt.likelihood_variance)
             local = Local(
                 steps[0],
@@ -272,7 +273,9 @@ class AnnealedKernel(PathKernel):
             return predict_down(
                 key_down, top, bound.path, levels, adapt.multistep, local, inner
             )
-        return anneal_down(key_down, top, bound.path, self._plan(adapt), inner, steps)
+        plan = self._plan(adapt)
+        noise = RunNoise.draw(key, plan, inner, steps)
+        return anneal_down(noise, bound.path, plan, inner, steps)
 
     def _frame(self, state):
         one = lambda leaf: leaf if leaf.ndim == 1 else leaf[0]

@@ -2,17 +2,22 @@
 
 A user who runs the same kernel on new data of the same shapes should not wait for the
 compiler again. Arrays among the arguments are traced, all else is part of the program.
+
+These programs start a run, and run once in it: the first wait of a user is the compiler's.
+So it optimises only those that compute much.
 """
 
 import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 __all__ = ["ById", "compiled", "make_room", "text_of"]
 
@@ -124,13 +129,67 @@ def make_room() -> None:
 def _keep(key: Hashable, function: Callable) -> Callable:
     """The program kept under this key, or a new one."""
     try:
-        program = _kept.pop(key, None) or jax.jit(function)
+        program = _kept.pop(key, None) or _RunsOnce(function)
         _kept[key] = program
     except TypeError:  # an argument that is not hashable
-        return jax.jit(function)
+        return _RunsOnce(function)
     if len(_kept) > _MOST_KEPT:
         _kept.popitem(last=False)
     return program
+
+
+class _RunsOnce:
+    """``jax.jit(function)`` for a program whose compilation is most of its time."""
+
+    def __init__(self, function: Callable):
+        self._optimised = jax.jit(function)
+        self._plain = jax.jit(function, compiler_options=_plain_options())
+
+    def __call__(self, *inputs: Any) -> Any:
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(inputs)):
+            return self._optimised(*inputs)  # options are for whole programs only
+        jaxpr = self._optimised.trace(*inputs).jaxpr
+        computes_much = _num_elements(jaxpr) > _MUCH
+        return (self._optimised if computes_much else self._plain)(*inputs)
+
+
+# Elements written by operations of a program (loops without a known end: of one turn) from
+# which optimising it pays: so many take some three seconds, and up to three times as long
+# without; what is not optimised is compiled four to five seconds faster.
+_MUCH = 2e9
+# In what they save; a version of XLA may know one and not another.
+_PLAIN = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@cache
+def _plain_options() -> dict[str, Any]:
+    """Options of the compiler that this version of it has."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {name: value for name, value in _PLAIN.items() if _is_known(name, value)}
+
+
+def _is_known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def _num_elements(jaxpr: Any) -> int:
+    """Elements that the operations of a program write, loops of known length counted."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    total = 0
+    for equation in jaxpr.eqns:
+        leaves = jax.tree.leaves(list(equation.params.values()))
+        inner = [p for p in leaves if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
+        if inner:
+            turns = equation.params.get("length", 1)
+            total += turns * sum(_num_elements(each) for each in inner)
+        else:
+            total += sum(int(np.prod(out.aval.shape)) for out in equation.outvars)
+    return total
 
 
 class ByValue:

@@ -18,7 +18,12 @@ from numpyro_rtk._checks import (
     check_positive_int,
 )
 from numpyro_rtk.core.exchange.modes import jump_bottom, log_shares
-from numpyro_rtk.core.exchange.replicas import Replicas, evals_per_sweep, evaluate_all
+from numpyro_rtk.core.exchange.replicas import (
+    Replicas,
+    draw_sweeps,
+    evals_per_sweep,
+    evaluate_all,
+)
 from numpyro_rtk.core.exchange.sweep import sweep_pairs
 from numpyro_rtk.core.inner import InnerSampler, check_inner
 from numpyro_rtk.core.mala import MALA
@@ -325,23 +330,19 @@ class RTKReplicaExchange(ExchangeReader):
         bound = self._problem.bind(args, kwargs, adapt.frame)
         path = path_beside_blocks(self._problem, bound, adapt, args, kwargs)
         plan = self._plan(adapt)
-        key, key_sweeps, key_jump = jr.split(state.rng_key, 3)
+        key, key_draw = jr.split(state.rng_key)
+        noise = draw_sweeps(
+            key_draw, plan, self._inner, 2 * self._num_sweeps, self._num_inner_steps
+        )
         # the draw is kept in the user's coordinates, which warm-up's scaling leaves
         position = state.replicas.at[0].set(bound.flatten(state.z))
         evaluation = evaluate_all(path, plan.levels, position)
         before = Replicas(position, evaluation, state.phase, state.round_trips)
         after, info, scores = sweep_pairs(
-            key_sweeps,
-            before,
-            path,
-            plan,
-            self._inner,
-            self._num_sweeps,
-            self._num_inner_steps,
+            noise, before, path, plan, self._inner, self._num_inner_steps
         )
-        after, jump_accept = jump_bottom(
-            key_jump, after, path, plan.levels, adapt.modes
-        )
+        jump = jax.tree.map(lambda leaf: leaf[-1], noise.jump)
+        after, jump_accept = jump_bottom(jump, after, path, plan.levels, adapt.modes)
         ground = jax.tree.map(lambda leaf: leaf[0], (after.position, after.evaluation))
         moved = jnp.any(ground[0] != position[0])
         z = jax.tree.map(

@@ -12,6 +12,7 @@ from scipy import stats
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import (
     Plan,
+    RunNoise,
     _steps_ratio,
     anneal_down,
     anneal_up,
@@ -76,10 +77,8 @@ def posterior_problem(num_segments=5, likelihood_variance=VARIANCE, paper_start=
 
 def run_down(key, path, plan, inner, num_steps, n=N):
     def one(key):
-        key_top, key_down = jr.split(key)
-        dim = plan.scale.shape[1]
-        top = jr.normal(key_top, (dim,))
-        return anneal_down(key_down, top, path, plan, inner, num_steps)
+        noise = RunNoise.draw(key, plan, inner, num_steps)
+        return anneal_down(noise, path, plan, inner, num_steps)
 
     return jax.jit(jax.vmap(one))(jr.split(key, n))
 
@@ -88,7 +87,8 @@ def run_up(key, path, plan, inner, num_steps, draws):
     draws, bottom = jnp.asarray(draws, jnp.float32), level_zero(plan.levels)
 
     def one(key, x):
-        return anneal_up(key, x, path(x, bottom), path, plan, inner, num_steps)
+        noise = RunNoise.draw(key, plan, inner, num_steps)
+        return anneal_up(noise, x, path(x, bottom), path, plan, inner, num_steps)
 
     return jax.jit(jax.vmap(one))(jr.split(key, len(draws)), draws)
 
@@ -201,13 +201,13 @@ def test_one_gaussian_has_weights_without_variance(key):
     )
     plan = Plan(paths.levels_of(times, 1.0), segments, jnp.full(5, 0.8), scale)
     path = paths.prior_path(standardised(gaussian.jax()))
-    tops = jr.normal(key, (100, 2))
     for num_steps in ((0,) * 5, (2, 0, 0, 1, 1)):
+        noise = RunNoise.draw(key, plan, MALA(), num_steps, (100,))
         run = jax.vmap(
-            lambda k, x, steps=num_steps: anneal_down(k, x, path, plan, MALA(), steps)
-        )(jr.split(key, 100), tops)
-        expected = gaussian.noised(times[-1]).log_density(np.asarray(tops))
-        expected -= stats.norm.logpdf(tops).sum(axis=1)
+            lambda one, steps=num_steps: anneal_down(one, path, plan, MALA(), steps)
+        )(noise)
+        expected = gaussian.noised(times[-1]).log_density(np.asarray(noise.top))
+        expected -= stats.norm.logpdf(noise.top).sum(axis=1)
         np.testing.assert_allclose(run.log_weight, expected, atol=5e-3)
 
 
@@ -229,10 +229,11 @@ def test_num_evals_is_what_a_run_costs(num_steps, inner):
         jax.debug.callback(lambda: calls.append(None))
         return base(u, level)
 
+    noise = RunNoise.draw(jr.key(0), plan, inner, num_steps)
     run = jax.jit(
-        lambda k: anneal_down(k, jnp.ones(2), path, plan, inner, num_steps).position
+        lambda noise: anneal_down(noise, path, plan, inner, num_steps).position
     )
-    jax.block_until_ready(run(jr.key(0)))
+    jax.block_until_ready(run(noise))
     jax.effects_barrier()
     assert len(calls) == num_evals(inner, num_steps)
 
@@ -246,7 +247,10 @@ def test_one_program_for_equal_steps_in_a_row():
         calls.append(None)
         return base(u, level)
 
-    run = lambda k, steps: anneal_down(k, jnp.ones(2), path, plan, MALA(), steps)
+    def run(k, steps):
+        noise = RunNoise.draw(k, plan, MALA(), steps)
+        return anneal_down(noise, path, plan, MALA(), steps)
+
     counts = {}
     for steps in [(1,) * 5, (2, 2, 0, 0, 0), (2, 0, 2, 0, 2)]:
         calls.clear()

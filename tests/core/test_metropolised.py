@@ -96,19 +96,22 @@ def by_states(key, num_candidates, n=400_000):
         weight = log_weight[x[0].astype(int)]
         return Run(x, at(x), weight, jnp.zeros(1), jnp.array(False))
 
-    def down(key, top, *_):
-        state = jr.categorical(key, jnp.log(jnp.asarray(proposal, jnp.float32)))
-        return found(state.astype(jnp.float32)[None])
+    def down(noise, *_):
+        part = jax.scipy.stats.norm.cdf(noise.top)  # uniform
+        state = jnp.searchsorted(jnp.asarray(np.cumsum(proposal)[:2]), part)
+        return found(state.astype(jnp.float32))
+
+    plan = Plan(None, None, None, jnp.ones((1, 1)))
 
     def one(key, x):
         return metropolised(
-            key, x, at(x), None, None, MALA(), (0,), num_candidates
+            key, x, at(x), None, plan, MALA(), (0,), num_candidates
         ).position
 
     states = np.random.default_rng(0).choice(3, size=(n, 1), p=law)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "anneal_down", down)
-        patch.setattr(module, "anneal_up", lambda key, x, *_: found(x))
+        patch.setattr(module, "anneal_up", lambda noise, x, *_: found(x))
         draws = jnp.asarray(states, jnp.float32)
         after = jax.jit(jax.vmap(one))(jr.split(key, n), draws)
     return 1.0 * (np.asarray(after) == np.arange(3)), 1.0 * (states == np.arange(3))

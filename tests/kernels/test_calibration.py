@@ -106,7 +106,7 @@ def test_a_wrong_acceptance_is_seen(key, monkeypatch):
     """Negative control: every swap is accepted, whatever its increments; nothing jumps."""
     right = exchange._increment
     monkeypatch.setattr(exchange, "_increment", lambda *a: 0.0 * right(*a))
-    stay = lambda key, replicas, *_: (replicas, jnp.zeros(()))
+    stay = lambda noise, replicas, *_: (replicas, jnp.zeros(()))
     monkeypatch.setattr(replica_exchange, "jump_bottom", stay)
     found = ranks(functools.partial(one_prior), key, num_levels=3, exchange="swap")
     assert min(p_values(found)) < 1e-8

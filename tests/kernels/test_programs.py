@@ -206,6 +206,46 @@ def test_few_programs_are_kept():
     assert unhashable(3) == 3
 
 
+@pytest.mark.parametrize("turns", [2, 2000])
+def test_only_a_program_that_computes_much_is_optimised(turns, monkeypatch):
+    """By the elements that its operations write, loops of known length counted."""
+    used = []
+
+    def jit(function, compiler_options=None):
+        program = jax_jit(function)
+
+        def run(*inputs):
+            used.append(compiler_options)
+            return program(*inputs)
+
+        run.trace = program.trace
+        return run
+
+    jax_jit, plain = jax.jit, {"plain": 1}
+    monkeypatch.setattr(programs, "_plain_options", lambda: plain)
+    monkeypatch.setattr(programs.jax, "jit", jit)
+    monkeypatch.setattr(programs, "_kept", type(programs._kept)())
+    monkeypatch.setattr(programs, "_MUCH", 1e6)
+    many = jnp.zeros(1000)
+
+    def loop(x, args, kwargs):
+        step = lambda _, y: jnp.cos(y)
+        return jax.lax.fori_loop(0, turns, step, many + x)[0]
+
+    run = compiled(("loop", turns), loop, (), {})
+    assert np.isfinite(run(0.0))
+    assert used == [plain if turns == 2 else None]
+    # inside another program it is a part of that
+    jax_jit(run)(0.0)
+    assert used[1] is None
+
+
+def test_options_that_the_compiler_does_not_know_are_left_out():
+    assert programs._is_known("xla_backend_optimization_level", 0)
+    assert not programs._is_known("xla_no_such_option", 0)
+    assert set(programs._plain_options()) <= set(programs._PLAIN)
+
+
 def test_programs_are_dropped_before_the_process_is_full(monkeypatch, tmp_path):
     limit, maps = tmp_path / "limit", tmp_path / "maps"
     monkeypatch.setattr(programs, "_LIMIT", limit)

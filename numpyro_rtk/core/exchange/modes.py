@@ -32,12 +32,11 @@ from numpyro_rtk.core.covariance import (
     shrunk,
     stretch,
 )
-from numpyro_rtk.core.exchange.replicas import Replicas
+from numpyro_rtk.core.exchange.replicas import JumpNoise, Replicas
 from numpyro_rtk.core.inner import accept
 from numpyro_rtk.core.segment import Evaluation
 
 __all__ = [
-    "JumpNoise",
     "ModeTally",
     "Modes",
     "add_draws",
@@ -90,22 +89,6 @@ class ModeTally(NamedTuple):
     count: jax.Array
     sum: jax.Array
     square: jax.Array
-
-
-class JumpNoise(NamedTuple):
-    """Random numbers of one jump: normals ``(dim,)``; uniforms of choice and acceptance."""
-
-    normal: jax.Array
-    choose: jax.Array
-    accept: jax.Array
-
-    @classmethod
-    def draw(cls, key: jax.Array, modes: Modes) -> "JumpNoise":
-        """From one key."""
-        key_normal, key_uniform = jr.split(key)
-        dim, dtype = modes.mean.shape[1], modes.mean.dtype
-        normal = jr.normal(key_normal, (dim,), dtype)
-        return cls(normal, *jr.uniform(key_uniform, (2,), dtype))
 
 
 def fit_modes(
@@ -188,13 +171,12 @@ def jump(
 
 
 def jump_bottom(
-    key: jax.Array, replicas: Replicas, path: Path, levels, modes: Modes
+    noise: JumpNoise, replicas: Replicas, path: Path, levels, modes: Modes
 ) -> tuple[Replicas, jax.Array]:
     """A jump of the replica at level 0, and its probability of acceptance."""
     level, x, evaluation = jax.tree.map(
         lambda leaf: leaf[0], (levels, replicas.position, replicas.evaluation)
     )
-    noise = JumpNoise.draw(key, modes)
     x, evaluation, accept_prob = jump(noise, x, evaluation, path, level, modes)
     put = lambda all_levels, one: all_levels.at[0].set(one)
     after = replicas._replace(

@@ -21,6 +21,7 @@ from numpyro_rtk.core.segment import Evaluation, Segment
 
 __all__ = [
     "ExchangePlan",
+    "JumpNoise",
     "Replicas",
     "SweepNoise",
     "count_round_trips",
@@ -63,6 +64,14 @@ class Replicas(NamedTuple):
     round_trips: jax.Array
 
 
+class JumpNoise(NamedTuple):
+    """Random numbers of one jump: normals ``(dim,)``; uniforms of choice and acceptance."""
+
+    normal: jax.Array
+    choose: jax.Array
+    accept: jax.Array
+
+
 class SweepNoise(NamedTuple):
     """Random numbers of one sweep, as :func:`draw_sweeps` draws them.
 
@@ -74,6 +83,7 @@ class SweepNoise(NamedTuple):
         up: of those that are undone.
         accept: uniforms of the exchanges, ``(pairs,)``.
         kind: uniforms that choose between the kinds of exchange, ``(pairs,)``.
+        jump: of a jump at the bottom, if one follows.
     """
 
     local: InnerNoise
@@ -83,6 +93,7 @@ class SweepNoise(NamedTuple):
     up: InnerNoise
     accept: jax.Array
     kind: jax.Array
+    jump: JumpNoise
 
 
 def evals_per_sweep(inner: InnerSampler, num_levels: int, num_steps: int = 0) -> int:
@@ -131,15 +142,19 @@ def draw_sweeps(
         for shape in normal_shapes(inner, num, dim)
     ]
     # two calls for all of it: the generator's loop costs more than its numbers
-    *inner_normals, top, exchange = cut_draws(
+    *inner_normals, top, exchange, jump = cut_draws(
         jr.normal,
         key_normal,
         (num_sweeps,),
-        [*normals, (dim,), (2, pairs, dim)],
+        [*normals, (dim,), (2, pairs, dim), (dim,)],
         dtype,
     )
-    *uniforms, decisions, kinds = cut_draws(
-        jr.uniform, key_uniform, (num_sweeps,), [*chains, (pairs,), (pairs,)], dtype
+    *uniforms, decisions, kinds, choose, accept = cut_draws(
+        jr.uniform,
+        key_uniform,
+        (num_sweeps,),
+        [*chains, (pairs,), (pairs,), (), ()],
+        dtype,
     )
     local, down, up = (
         InnerNoise(start, StepNoise(steps, uniform))
@@ -147,7 +162,8 @@ def draw_sweeps(
             inner_normals[::2], inner_normals[1::2], uniforms, strict=True
         )
     )
-    return SweepNoise(local, top, exchange, down, up, decisions, kinds)
+    jump = JumpNoise(jump, choose, accept)
+    return SweepNoise(local, top, exchange, down, up, decisions, kinds, jump)
 
 
 def evaluate_at(

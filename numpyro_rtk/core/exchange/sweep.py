@@ -42,7 +42,6 @@ from numpyro_rtk.core.exchange.replicas import (
     Replicas,
     SweepNoise,
     count_round_trips,
-    draw_sweeps,
     evaluate_at,
     take,
 )
@@ -87,31 +86,36 @@ class SweepInfo(NamedTuple):
 
 
 def sweep_pairs(
-    key: jax.Array,
+    noise: SweepNoise,
     replicas: Replicas,
     path: Path,
     plan: ExchangePlan,
     inner: InnerSampler,
-    num_pairs: int,
     num_steps: int = 0,
 ) -> tuple[Replicas, SweepInfo, jax.Array]:
-    """``num_pairs`` times a sweep on the even edges and one on the odd ones.
+    """A sweep on the even edges and one on the odd ones, and so on.
+
+    Args:
+        noise: of an even number of sweeps, which are the leading axis.
+        replicas: see :func:`sweep`, and so the rest.
+        path: the intermediate targets.
+        plan: levels, edges, step sizes and scales.
+        inner: the inner sampler.
+        num_steps: inner steps in each exchange.
 
     Returns:
         The replicas, what each sweep reports, and the scores of the levels below the top
-        after each, ``(2 num_pairs, K, dim)``.
+        after each, ``(num_sweeps, K, dim)``.
     """
 
     def body(replicas, inputs):
-        noise, parity = inputs
+        one, parity = inputs
         replicas, info = sweep(
-            noise, replicas, path, plan, inner, parity, num_steps=num_steps
+            one, replicas, path, plan, inner, parity, num_steps=num_steps
         )
         return replicas, (info, replicas.evaluation.score[:-1])
 
-    num_sweeps = 2 * num_pairs
-    noise = draw_sweeps(key, plan, inner, num_sweeps, num_steps)
-    inputs = (noise, jnp.arange(num_sweeps) % 2)
+    inputs = (noise, jnp.arange(len(noise.top)) % 2)
     replicas, (info, scores) = jax.lax.scan(body, replicas, inputs)
     return replicas, info, scores
 

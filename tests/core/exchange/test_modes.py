@@ -10,7 +10,6 @@ import pytest
 
 from numpyro_rtk.core.exchange import modes as modes_module
 from numpyro_rtk.core.exchange.modes import (
-    JumpNoise,
     add_draws,
     empty_mode_tally,
     fit_modes,
@@ -21,7 +20,7 @@ from numpyro_rtk.core.exchange.modes import (
     moved_modes,
     refit_modes,
 )
-from numpyro_rtk.core.exchange.replicas import Replicas
+from numpyro_rtk.core.exchange.replicas import JumpNoise, Replicas
 from numpyro_rtk.core.segment import Evaluation
 from tests.oracles import SKEWED, Mixture, assert_mean, summaries, z_score
 
@@ -88,6 +87,11 @@ def poor_modes():
     return moved_modes(modes, jnp.array([0.2, -0.1]), jnp.array([0.7, 1.3]))
 
 
+def jump_noise(key, dim=2):
+    key_normal, key_uniform = jr.split(key)
+    return JumpNoise(jr.normal(key_normal, (dim,)), *jr.uniform(key_uniform, (2,)))
+
+
 def jumps(key, n=4000, num=6):
     """Exact draws of the skewed mixture, and where each is after ``num`` jumps."""
     target, modes = SKEWED.target(), poor_modes()
@@ -96,9 +100,7 @@ def jumps(key, n=4000, num=6):
 
     def chain(key, x):
         def body(carry, key):
-            x, at_x, accept_prob = jump(
-                JumpNoise.draw(key, modes), *carry, path, None, modes
-            )
+            x, at_x, accept_prob = jump(jump_noise(key), *carry, path, None, modes)
             return (x, at_x), accept_prob
 
         (x, _), accept_prob = jax.lax.scan(body, (x, target(x)), jr.split(key, num))
@@ -208,7 +210,7 @@ def test_diagonals_are_as_matrices_where_coordinates_are_independent(key):
         log_shares(diagonal, x[:50]), log_shares(dense, x[:50]), atol=1e-3
     )
     target = TWO.target()
-    noise = JumpNoise.draw(key, diagonal)
+    noise = jump_noise(key)
     found = [
         jump(noise, x[0], target(x[0]), lambda u, level: target(u), None, modes)
         for modes in (diagonal, dense)
@@ -260,7 +262,7 @@ def test_a_jump_at_the_bottom_takes_its_evaluation_along(key):
 
     def one(key, position, evaluation):
         replicas = Replicas(position, evaluation, phase, trips)
-        return jump_bottom(key, replicas, path, jnp.zeros(3), modes)[0]
+        return jump_bottom(jump_noise(key), replicas, path, jnp.zeros(3), modes)[0]
 
     after = jax.jit(jax.vmap(one))(jr.split(key, n), position, evaluation)
     moved = np.any(np.asarray(after.position != position)[:, 0], axis=1)
@@ -292,7 +294,7 @@ def test_what_is_proposed_has_the_law_that_it_is_weighed_by(dense, key):
 
     x, nowhere = jnp.zeros(2), Evaluation(jnp.array(-jnp.inf), jnp.zeros(2))
     path = lambda z, level: Evaluation(jnp.zeros(()), -z)
-    one = lambda key: jump(JumpNoise.draw(key, modes), x, nowhere, path, None, modes)
+    one = lambda key: jump(jump_noise(key), x, nowhere, path, None, modes)
     z, _, accept_prob = jax.jit(jax.vmap(one))(jr.split(key, 20_000))
     np.testing.assert_array_equal(accept_prob, 1.0)
     weight = np.exp(np.asarray(modes.log_weight, float))

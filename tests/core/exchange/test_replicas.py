@@ -19,7 +19,8 @@ def test_random_numbers_of_different_uses_are_independent(key):
         np.asarray(leaf).reshape(n, -1) for leaf in jax.tree.leaves(noise._asdict())
     ]
     rows = np.concatenate(columns, axis=1).T
-    # three chains of a start, two normals and a uniform; a top, two ways, two decisions
-    assert len(rows) == 3 * 4 + 1 + 2 + 2
+    # three chains of a start, two normals and a uniform; a top, two ways, two decisions;
+    # a jump's normal and two decisions
+    assert len(rows) == 3 * 4 + 1 + 2 + 2 + 3
     off = np.corrcoef(rows)[np.triu_indices(len(rows), 1)]
     assert np.all(np.abs(off) < 5.0 / np.sqrt(n)), off
