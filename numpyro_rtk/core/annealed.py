@@ -29,15 +29,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 
 from numpyro_rtk.core.inner import (
     InnerNoise,
     InnerSampler,
     StepNoise,
-    cut_draws,
     draw_noise,
+    draw_numbers,
     normal_shapes,
     take_steps,
 )
@@ -125,7 +124,7 @@ class RunNoise(NamedTuple):
         num_steps: Sequence[int],
         leading: tuple[int, ...] = (),
     ) -> "RunNoise":
-        """For runs ``leading`` in two calls: each costs time to compile.
+        """For runs ``leading`` in one call, which costs time to compile.
 
         Args:
             key: PRNG key.
@@ -134,18 +133,18 @@ class RunNoise(NamedTuple):
             num_steps: K static integers, inner steps per segment, lowest segment first.
             leading: axes of runs.
         """
-        key_normal, key_uniform = jr.split(key)
         (num_segments, dim), dtype = plan.scale.shape, plan.scale.dtype
         # nothing is drawn for the segments without steps; most have none
         stepping = [k for k, steps in enumerate(num_steps) if steps]
         num, most = len(stepping), max(num_steps)
         inner_shapes = [(num, *shape) for shape in normal_shapes(inner, most, dim)]
-        shapes = [(dim,), (num_segments, dim), *inner_shapes]
-        top, cross, start, normal = cut_draws(
-            jr.normal, key_normal, leading, shapes, dtype
+        (top, cross, start, normal), (choose, uniform) = draw_numbers(
+            key,
+            leading,
+            [(dim,), (num_segments, dim), *inner_shapes],
+            [(), (num, most)],
+            dtype,
         )
-        shapes = [(), (num, most)]
-        choose, uniform = cut_draws(jr.uniform, key_uniform, leading, shapes, dtype)
         row = {k: i for i, k in enumerate(stepping)}
         index = np.array([row.get(k, num) for k in range(num_segments)])
 

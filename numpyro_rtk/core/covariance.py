@@ -80,21 +80,19 @@ def roots(matrices: jax.Array) -> tuple[jax.Array, jax.Array]:
     dim = matrices.shape[-1]
     index = jnp.arange(dim)
 
-    def column(j, carry):
-        rest, root = carry
+    def step(j, carry):
+        rest, root, inverse = carry
         pivot = jnp.sqrt(jnp.maximum(rest[:, j, j], _TINY))[:, None]
-        new = jnp.where(index[None] >= j, rest[:, :, j] / pivot, 0.0)
-        rest = rest - new[:, :, None] * new[:, None, :]
-        return rest, root.at[:, :, j].set(new)
+        column = jnp.where(index[None] >= j, rest[:, :, j] / pivot, 0.0)
+        rest = rest - column[:, :, None] * column[:, None, :]
+        root = root.at[:, :, j].set(column)
+        # the root's row j is whole by now, and so are the inverse's rows above it
+        above = jnp.einsum("kb,kbc->kc", root[:, j, :], inverse)
+        row = (jnp.where(index == j, 1.0, 0.0)[None] - above) / pivot
+        return rest, root, inverse.at[:, j, :].set(row)
 
-    _, root = jax.lax.fori_loop(0, dim, column, (matrices, jnp.zeros_like(matrices)))
-
-    def row(j, inverse):
-        known = jnp.einsum("kb,kbc->kc", root[:, j, :], inverse)  # rows above j
-        new = (jnp.where(index == j, 1.0, 0.0)[None] - known) / root[:, j, j][:, None]
-        return inverse.at[:, j, :].set(new)
-
-    inverse = jax.lax.fori_loop(0, dim, row, jnp.zeros_like(matrices))
+    nothing = jnp.zeros_like(matrices)
+    _, root, inverse = jax.lax.fori_loop(0, dim, step, (matrices, nothing, nothing))
     return root, inverse
 
 

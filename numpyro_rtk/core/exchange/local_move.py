@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 
 from numpyro_rtk.core.annealed import Path
 from numpyro_rtk.core.curvature import mean_square
@@ -17,7 +16,7 @@ from numpyro_rtk.core.inner import (
     InnerNoise,
     InnerSampler,
     StepNoise,
-    cut_draws,
+    draw_numbers,
     normal_shapes,
 )
 from numpyro_rtk.core.segment import Evaluation
@@ -47,11 +46,11 @@ class ParticleNoise(NamedTuple):
         dim: int,
         dtype: Any,
     ) -> "ParticleNoise":
-        """For ``leading``, which ends in n, in two calls: each costs time to compile."""
-        key_normal, key_uniform = jr.split(key)
-        shapes = [(dim,), *normal_shapes(inner, 1, dim)]
-        cross, start, steps = cut_draws(jr.normal, key_normal, leading, shapes, dtype)
-        choose, accept = cut_draws(jr.uniform, key_uniform, leading, [(), (1,)], dtype)
+        """For ``leading``, which ends in n, in one call, which costs time to compile."""
+        normals = [(dim,), *normal_shapes(inner, 1, dim)]
+        (cross, start, steps), (choose, accept) = draw_numbers(
+            key, leading, normals, [(), (1,)], dtype
+        )
         # one number for all particles
         choose = choose[..., 0]
         return cls(cross, choose, InnerNoise(start, StepNoise(steps, accept)))

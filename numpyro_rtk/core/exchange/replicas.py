@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 
 from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.core.inner import (
     InnerNoise,
     InnerSampler,
     StepNoise,
-    cut_draws,
+    draw_numbers,
     normal_shapes,
 )
 from numpyro_rtk.core.segment import Evaluation, Segment
@@ -133,7 +132,6 @@ def draw_sweeps(
     """
     num_levels, dim = plan.edges.shift.shape
     dtype, pairs = plan.edges.shift.dtype, (num_levels + 1) // 2
-    key_normal, key_uniform = jr.split(key)
     # chains and steps of: local moves, inner steps down, inner steps undone
     chains = ((num_levels, 1), (pairs, num_steps), (pairs, num_steps))
     normals = [
@@ -141,18 +139,14 @@ def draw_sweeps(
         for count, num in chains
         for shape in normal_shapes(inner, num, dim)
     ]
-    # two calls for all of it: the generator's loop costs more than its numbers
-    *inner_normals, top, exchange, jump = cut_draws(
-        jr.normal,
-        key_normal,
+    # one call for all of it: the generator's loop costs more than its numbers
+    (
+        (*inner_normals, top, exchange, jump),
+        (*uniforms, decisions, kinds, choose, accept),
+    ) = draw_numbers(
+        key,
         (num_sweeps,),
         [*normals, (dim,), (2, pairs, dim), (dim,)],
-        dtype,
-    )
-    *uniforms, decisions, kinds, choose, accept = cut_draws(
-        jr.uniform,
-        key_uniform,
-        (num_sweeps,),
         [*chains, (pairs,), (pairs,), (), ()],
         dtype,
     )
