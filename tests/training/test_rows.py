@@ -34,7 +34,8 @@ def assert_equal(one, two):
 def assert_same_fit(one, two):
     assert_equal(one[0], two[0])
     for name in ("step", "loss", "validation_loss", "best_step"):
-        np.testing.assert_array_equal(one[1][name], two[1][name])
+        # a mean over steps, of which one program may take all and another a part
+        np.testing.assert_allclose(one[1][name], two[1][name], rtol=1e-6)
 
 
 @pytest.fixture
