@@ -15,6 +15,7 @@ from numpyro_rtk.diagnostics.weights import (
 )
 from numpyro_rtk.gaussians import GaussianMixture
 from numpyro_rtk.io import load, save
+from numpyro_rtk.kernels.particle_gibbs import RTKParticleGibbs
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.kernels.rtk_mala import RTKMALA
 from numpyro_rtk.kernels.rtk_uld import RTKULD
@@ -41,6 +42,7 @@ __all__ = [
     "EnergyUNet",
     "GaussianMixture",
     "LearnedPrior",
+    "RTKParticleGibbs",
     "RTKReplicaExchange",
     "ScoreMLP",
     "ScoreModel",

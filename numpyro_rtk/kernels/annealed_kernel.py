@@ -60,9 +60,9 @@ class AnnealedKernel(PathKernel):
             model,
             score=score,
             path=path,
-            inner=inner,
             forward_mode_differentiation=forward_mode_differentiation,
         )
+        self._inner = inner
         self._options = resolve(inner, self.has_likelihood, **options)
         self._paper_start = False
 

@@ -15,7 +15,6 @@ from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk import paths
 from numpyro_rtk._checks import COARSE, check_bool, coarse_message
-from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.core.warmup.adapt import Frame
 from numpyro_rtk.kernels.problem.problem import Problem, problem_of
 from numpyro_rtk.kernels.problem.terms import rounding_of, sum_of_squares
@@ -62,12 +61,10 @@ class PathKernel(MCMCKernel):
         *,
         score: Any,
         path: str | None,
-        inner: InnerSampler,
         forward_mode_differentiation: bool = False,
     ):
         check_bool("forward_mode_differentiation", forward_mode_differentiation)
         self._problem = problem_of(model, score, path, forward_mode_differentiation)
-        self._inner = inner
         self._num_warmup = 0
         self._sample_fn: Callable | None = None
 

@@ -145,13 +145,13 @@ class RTKReplicaExchange(ExchangeReader):
             model,
             score=score,
             path=path,
-            inner=inner,
             forward_mode_differentiation=forward_mode_differentiation,
         )
         _check_options(num_levels, num_sweeps, num_particles, num_inner_steps, exchange)
         check_fraction("target_accept_prob", target_accept_prob)
         if step_size is not None:
             check_positive("step_size", step_size)
+        self._inner = inner
         self._times = _times_of(ladder, num_levels)
         self._num_sweeps = num_sweeps
         self._num_inner_steps = num_inner_steps

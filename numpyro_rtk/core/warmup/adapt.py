@@ -18,6 +18,7 @@ __all__ = [
     "adapt_step_size",
     "add_draw",
     "best_trial",
+    "followed",
     "no_draws",
     "record_trial",
     "spread_of",
@@ -28,6 +29,8 @@ _DECAY = 0.6
 _SMALLEST = 1e-3
 # A reference that is fitted, where a site has no prior, is so much wider than the draws.
 _ROOM = 2.0
+# Windows of the frame end at these eighths of warm-up, each twice as long as the last.
+_WINDOW_ENDS = (1, 3, 7)
 
 
 class Frame(NamedTuple):
@@ -173,3 +176,30 @@ def wider_reference(moments: Moments, frame: Frame, has_prior: np.ndarray) -> Fr
     new_scale = jnp.where(has_prior, wider, _ROOM * fitted_scale)
     new = Frame(new_loc, new_scale, origin)
     return jax.tree.map(partial(jnp.where, moments.count > 0), new, frame)
+
+
+def followed(
+    frame: Frame,
+    moments: Moments,
+    num_warmup: int,
+    iteration: jax.Array,
+    ordinary: jax.Array,
+    has_prior: np.ndarray,
+) -> tuple[Frame, Moments]:
+    """A frame that follows the draws of one chain, in three windows of warm-up.
+
+    Args:
+        frame: so far.
+        moments: of this window's draws.
+        num_warmup: draws of warm-up.
+        iteration: of the draw, from 0.
+        ordinary: ordinary sites of the draw, unconstrained, ``(num_ordinary,)``.
+        has_prior: which of them have a prior that the frame was taken from.
+    """
+    moments = add_draw(moments, ordinary)
+    ends = jnp.asarray([(num_warmup * eighths) // 8 for eighths in _WINDOW_ENDS])
+    is_end = jnp.any(iteration + 1 == ends)
+    wider = wider_reference(moments, frame, has_prior)
+    return jax.tree.map(partial(jnp.where, is_end), wider, frame), jax.tree.map(
+        lambda leaf: jnp.where(is_end, jnp.zeros_like(leaf), leaf), moments
+    )

@@ -29,11 +29,10 @@ from numpyro_rtk.core.warmup.adapt import (
     StepSize,
     Trials,
     adapt_step_size,
-    add_draw,
     best_trial,
+    followed,
     no_draws,
     record_trial,
-    wider_reference,
 )
 from numpyro_rtk.core.warmup.resampling import without_lost
 
@@ -53,8 +52,6 @@ _VARIANCES, _NUM_RUNS = np.geomspace(1e-4, 10.0, 11), 64
 NUM_PILOT = _NUM_RUNS * len(_VARIANCES)
 # The pilot's value and those below it that the chain tries.
 _NUM_TRIALS = 4
-# Windows of the frame end at these eighths of warm-up, each twice as long as the last.
-_WINDOW_ENDS = (1, 3, 7)
 
 RunOf = Callable[[jax.Array, jax.Array], Run]
 """``(key, c) -> Run``: one run down with that variance of the likelihood."""
@@ -235,7 +232,10 @@ def learn(
         if method.has_likelihood:
             new = _try_variances(new, num_warmup, iteration, accept_prob)
         if ordinary.size:
-            new = _move_frame(new, num_warmup, iteration, ordinary, has_prior)
+            frame, moments = followed(
+                new.frame, new.moments, num_warmup, iteration, ordinary, has_prior
+            )
+            new = new._replace(frame=frame, moments=moments)
     in_warmup = iteration < num_warmup
     return jax.tree.map(partial(jnp.where, in_warmup), new, adapt)
 
@@ -254,23 +254,3 @@ def _try_variances(
     following = trials.values[(iteration + 1) % _NUM_TRIALS]
     variance = jnp.where(iteration + 1 < last, following, best_trial(trials))
     return adapt._replace(trials=trials, likelihood_variance=variance)
-
-
-def _move_frame(
-    adapt: _Adapt,
-    num_warmup: int,
-    iteration: jax.Array,
-    ordinary: jax.Array,
-    has_prior: np.ndarray,
-) -> _Adapt:
-    """Count the draw; a window that ends here moves the frame and starts anew."""
-    moments = add_draw(adapt.moments, ordinary)
-    ends = jnp.asarray([(num_warmup * eighths) // 8 for eighths in _WINDOW_ENDS])
-    is_end = jnp.any(iteration + 1 == ends)
-    wider = wider_reference(moments, adapt.frame, has_prior)
-    return adapt._replace(
-        frame=jax.tree.map(partial(jnp.where, is_end), wider, adapt.frame),
-        moments=jax.tree.map(
-            lambda leaf: jnp.where(is_end, jnp.zeros_like(leaf), leaf), moments
-        ),
-    )

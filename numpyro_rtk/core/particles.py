@@ -1,0 +1,318 @@
+r"""Conditional sequential Monte Carlo down the ladder: particle Gibbs.
+
+A score network's own *generative chain* goes from :math:`x_K \sim N(0, I)` down by Gaussian
+reverse kernels :math:`q_k(x_{k-1} \mid x_k)` (the analytic proposal of a segment: Tweedie's
+mean and the best diagonal variance). It has a density on paths, and so has the posterior
+under it,
+
+.. math:: \pi(x_{0:K}) \propto N(x_K)\,\prod_k q_k(x_{k-1} \mid x_k)\; \ell(x_0) .
+
+With an energy the densities :math:`p_{t_k}` take the place of the chain: the target is then
+:math:`p_0(x_0)\,\ell(x_0) \prod_k N(x_k; a x_{k-1}, v)`, whose :math:`x_0` is the posterior
+under the learned density itself.
+
+Particles come down under *twisted* targets, which look ahead to the likelihood (Wu et al.
+2023, arXiv 2306.17775),
+
+.. math:: \psi_k(x) = \ell(\hat x_0(x))^{\beta_k}, \qquad
+          \hat x_0 = (x + s_k^2 \nabla\log p_{t_k}(x)) / a_k, \qquad
+          \beta_k = \frac{c}{c + r_k^2}, \qquad \psi_0 = \ell ,
+
+from proposals that the twist has shifted. The current path is one of the particles, which
+stays (Andrieu, Doucet, Holenstein, JRSS-B 2010), and the next path is drawn backwards
+among all of them (Whiteley 2010): this leaves the target invariant for any number of
+particles, any c and any error of the network's. All that a poor twist costs is mixing.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_rtk.core.annealed import log_reference
+from numpyro_rtk.core.inner import draw_numbers
+from numpyro_rtk.core.segment import Evaluation, Segment, segment_between
+from numpyro_rtk.noise import noise_variance, signal
+
+__all__ = [
+    "Levels",
+    "ParticlePlan",
+    "Sweep",
+    "SweepNoise",
+    "Target",
+    "particle_plan",
+    "sweep",
+]
+
+_LOG_2PI = 1.8378770664093453
+
+# Log of a twist where the likelihood is zero: a twist must not be, since the state that it
+# looks ahead to may have one.
+_LEAST_TWIST = -1e5
+
+
+class Target(NamedTuple):
+    """What particles are weighed by.
+
+    Attributes:
+        base: the noised prior, ``(x (dim,), t) -> Evaluation``.
+        likelihood: ``x (dim,) -> (value, gradient)`` of the log likelihood; None without.
+        has_energy: whether the base's log densities are one; static.
+    """
+
+    base: Callable[[jax.Array, jax.Array], Evaluation]
+    likelihood: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None
+    has_energy: bool
+
+
+class Levels(NamedTuple):
+    """The levels of a ladder, level 0 first; one slice is one level.
+
+    Attributes:
+        time: OU time, ``(K + 1,)``.
+        signal: ``a_k``, ``(K + 1,)``.
+        noise_variance: ``s_k ** 2``, ``(K + 1,)``.
+        inverse_temperature: ``beta_k``, ``(K + 1,)``.
+        slope: derivative of Tweedie's mean by the position, as of a Gaussian with the
+            prior's second moments, ``(K + 1, dim)``.
+    """
+
+    time: jax.Array
+    signal: jax.Array
+    noise_variance: jax.Array
+    inverse_temperature: jax.Array
+    slope: jax.Array
+
+
+class ParticlePlan(NamedTuple):
+    """Levels, and segments between them; arrays, so that adapting costs no retrace.
+
+    Attributes:
+        levels: see :class:`Levels`.
+        segments: with diagonal proposals, leading axis K, lowest first.
+    """
+
+    levels: Levels
+    segments: Segment
+
+
+def particle_plan(
+    times: jax.Array, second_moment: jax.Array, likelihood_variance: jax.Array | float
+) -> ParticlePlan:
+    """The plan of a ladder for the twist's constant c.
+
+    Args:
+        times: ``(K + 1,)``.
+        second_moment: the prior's mean squared score at them, ``(K + 1, dim)``.
+        likelihood_variance: c, on the standardised scale.
+    """
+    t = jnp.asarray(times, second_moment.dtype)
+    a, s2 = signal(t), noise_variance(t)
+    slope = (1.0 - s2[:, None] * second_moment) / a[:, None]
+    levels = Levels(
+        time=t,
+        signal=a,
+        noise_variance=s2,
+        inverse_temperature=likelihood_variance / (likelihood_variance + s2 / a**2),
+        slope=jnp.maximum(slope, 0.0),
+    )
+    return ParticlePlan(levels, segment_between(t[:-1], t[1:], second_moment[1:]))
+
+
+class SweepNoise(NamedTuple):
+    """Random numbers of a sweep.
+
+    Attributes:
+        top: standard normals at level K, ``(n, dim)``.
+        cross: of the proposals, ``(K, n, dim)``.
+        resample: uniforms, ``(K, n)``.
+        back: uniforms that choose the next path, level 0 first, ``(K + 1,)``.
+    """
+
+    top: jax.Array
+    cross: jax.Array
+    resample: jax.Array
+    back: jax.Array
+
+    @classmethod
+    def draw(
+        cls, key: jax.Array, num_levels: int, num_particles: int, dim: int, dtype: Any
+    ) -> "SweepNoise":
+        """In one call, which costs time to compile."""
+        n = num_particles
+        (top, cross), (resample, back) = draw_numbers(
+            key,
+            (),
+            [(n, dim), (num_levels, n, dim)],
+            [(num_levels, n), (num_levels + 1,)],
+            dtype,
+        )
+        return cls(top, cross, resample, back)
+
+
+class Sweep(NamedTuple):
+    """What comes of a sweep.
+
+    Attributes:
+        path: the next one, level 0 first, ``(K + 1, dim)``.
+        log_evidence: log of the product of the mean weights. Of a run that kept no path its
+            exponential is an unbiased estimate of the evidence; of one that did, the
+            inverse of its exponential is one of the evidence's inverse.
+        sample_size: effective number of particles at every level, ``(K + 1,)``.
+        log_likelihood: at the next path's end.
+        log_density: the prior's there; 0 without an energy.
+    """
+
+    path: jax.Array
+    log_evidence: jax.Array
+    sample_size: jax.Array
+    log_likelihood: jax.Array
+    log_density: jax.Array
+
+
+class _Level(NamedTuple):
+    """The particles of one level, all that the way back needs; leading axis n.
+
+    ``taken`` is the log of the level's own target: its twist, and with an energy its
+    density. What a particle is worth at the next level is counted from it.
+    """
+
+    position: jax.Array
+    score: jax.Array
+    taken: jax.Array
+    log_weight: jax.Array
+
+
+def sweep(
+    noise: SweepNoise,
+    path: jax.Array | None,
+    target: Target,
+    plan: ParticlePlan,
+) -> Sweep:
+    """Particles from the top level to level 0, and a path chosen among theirs.
+
+    Costs ``n K`` evaluations of the network, with an energy ``n (K + 1)``.
+
+    Args:
+        noise: random numbers of a sweep.
+        path: the current one, ``(K + 1, dim)``; it is particle 0 all the way. None: there
+            is none, and the sweep is a plain sequential Monte Carlo run.
+        target: what particles are weighed by.
+        plan: levels and segments.
+    """
+    is_kept = path is not None
+    keep = lambda x, row: x.at[0].set(row) if is_kept else x
+
+    def down(carry, inputs):
+        x, log_weight = carry
+        cross, uniforms, segment, level, row = inputs
+        score, taken, pull = _weigh(x, target, level)
+        log_weight = _usable(log_weight + taken)
+        here = _Level(x, score, taken, log_weight)
+        chosen = _choose(log_weight, uniforms)
+        chosen = chosen.at[0].set(0) if is_kept else chosen
+        x, score, taken, pull = (leaf[chosen] for leaf in (x, score, taken, pull))
+        mean, spread = _proposal(segment, x, score, pull)
+        z = keep(mean + spread[None] * cross, row)
+        log_weight = _transition(segment, target, z, x, score) - taken
+        log_weight = log_weight - _log_normal(z - mean, spread)
+        return (z, log_weight), here
+
+    x = keep(noise.top, path[-1] if is_kept else None)
+    log_weight = jnp.zeros(len(x), x.dtype)
+    if target.has_energy:
+        log_weight = log_weight - jax.vmap(log_reference)(x)
+    upper = jax.tree.map(lambda leaf: leaf[1:], plan.levels)
+    rows = path[:-1] if is_kept else jnp.zeros_like(noise.cross[:, 0])
+    inputs = (noise.cross, noise.resample, plan.segments, upper, rows)
+    (x, log_weight), above = jax.lax.scan(down, (x, log_weight), inputs, reverse=True)
+    log_prior, log_likelihood = _at_bottom(x, target)
+    log_weight = _usable(log_weight + log_prior + log_likelihood)
+    chosen = _choose(log_weight, noise.back[0])
+    weights = jnp.concatenate([log_weight[None], above.log_weight])
+    return Sweep(
+        path=_way_back(noise.back[1:], x[chosen], above, target, plan.segments),
+        log_evidence=jnp.sum(jax.nn.logsumexp(weights, axis=1) - jnp.log(len(x))),
+        sample_size=jax.vmap(_sample_size)(weights),
+        log_likelihood=log_likelihood[chosen],
+        log_density=log_prior[chosen],
+    )
+
+
+def _way_back(uniforms, bottom, above: _Level, target, segments) -> jax.Array:
+    """From a particle of level 0 up, each level's in proportion to what led here."""
+
+    def up(below, inputs):
+        uniform, segment, level = inputs
+        z = jnp.broadcast_to(below[None], level.position.shape)
+        led_here = _transition(segment, target, z, level.position, level.score)
+        log_weight = _usable(level.log_weight - level.taken + led_here)
+        chosen = level.position[_choose(log_weight, uniform)]
+        return chosen, chosen
+
+    _, rest = jax.lax.scan(up, bottom, (uniforms, segments, above))
+    return jnp.concatenate([bottom[None], rest])
+
+
+def _weigh(x, target: Target, level: Levels):
+    """Scores at particles ``(n, dim)``, the level's own target, the twist's gradient."""
+    prior = jax.vmap(target.base, in_axes=(0, None))(x, level.time)
+    taken = prior.log_density if target.has_energy else jnp.zeros(len(x), x.dtype)
+    if target.likelihood is None:
+        return prior.score, taken, jnp.zeros_like(x)
+    clean = (x + level.noise_variance * prior.score) / level.signal
+    value, gradient = jax.vmap(target.likelihood)(clean)
+    beta = level.inverse_temperature
+    twist = jnp.where(jnp.isfinite(value), beta * value, _LEAST_TWIST)
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+    return prior.score, taken + twist, beta * level.slope[None] * gradient
+
+
+def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
+    """Log densities of the prior (0 without an energy) and log likelihoods at level 0."""
+    nothing = jnp.zeros(len(x), x.dtype)
+    log_prior = log_likelihood = nothing
+    if target.has_energy:
+        base = jax.vmap(target.base, in_axes=(0, None))
+        log_prior = base(x, jnp.zeros((), x.dtype)).log_density
+    if target.likelihood is not None:
+        log_likelihood, _ = jax.vmap(target.likelihood)(x)
+    return log_prior, log_likelihood
+
+
+def _proposal(segment: Segment, x, score, pull) -> tuple[jax.Array, jax.Array]:
+    """Mean ``(n, dim)`` and spread ``(dim,)``: the reverse kernel's, the mean pulled."""
+    mean = segment.mean_x * x + segment.mean_score * score
+    return mean + (jnp.square(segment.root) / segment.a)[None] * pull, segment.root
+
+
+def _transition(segment: Segment, target: Target, z, x, score) -> jax.Array:
+    """Log density that leads from x to z, of the extended target; ``(n,)``."""
+    if target.has_energy:
+        spread = jnp.broadcast_to(jnp.sqrt(segment.v), segment.root.shape)
+        return _log_normal(x - segment.a * z, spread)
+    mean = segment.mean_x * x + segment.mean_score * score
+    return _log_normal(z - mean, segment.root)
+
+
+def _log_normal(off: jax.Array, spread: jax.Array) -> jax.Array:
+    """Log density at ``off`` ``(n, dim)`` from the mean of normals of spread ``(dim,)``."""
+    volume = jnp.sum(jnp.log(spread)) + 0.5 * off.shape[-1] * _LOG_2PI
+    return -0.5 * jnp.sum(jnp.square(off / spread[None]), axis=-1) - volume
+
+
+def _choose(log_weight: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Indices in proportion to the weights ``(n,)``, one for each uniform."""
+    total = jnp.cumsum(jnp.exp(log_weight - jnp.max(log_weight)))
+    chosen = jnp.searchsorted(total, uniform * total[-1], side="right")
+    return jnp.minimum(chosen, len(log_weight) - 1)
+
+
+def _usable(log_weight: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+
+
+def _sample_size(log_weight: jax.Array) -> jax.Array:
+    weight = jnp.exp(log_weight - jnp.max(log_weight))
+    return jnp.square(jnp.sum(weight)) / jnp.sum(jnp.square(weight))

@@ -1,0 +1,124 @@
+"""Warm-up of particle Gibbs: the twist's constant c, where the path starts, the frame.
+
+With c too large particles follow the likelihood of blurred guesses, and a narrow mode is
+left for a wide one before it can be seen: nothing that comes down says so. With c too small
+they come down blind. Both make the estimate of the evidence vary, and a mode that is missed
+makes it small; so the *smallest* c is taken at which it is about as large as at any.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from numpyro_rtk.core.particles import ParticlePlan, Sweep, particle_plan
+from numpyro_rtk.core.segment import Segment, sample_noising
+from numpyro_rtk.core.warmup.adapt import Frame, Moments
+from numpyro_rtk.core.warmup.exchange import PriorCurvature
+from numpyro_rtk.noise import noise_to_signal, time_from_noise_to_signal
+
+__all__ = [
+    "NUM_PILOT",
+    "ParticleAdapt",
+    "RunOf",
+    "choose_variance",
+    "noised",
+    "plan_at",
+]
+
+# Values of c, on the standardised scale, and runs down for each.
+_VARIANCES, _NUM_RUNS = np.geomspace(1e-4, 10.0, 6), 4
+NUM_PILOT = _NUM_RUNS * len(_VARIANCES)
+# Nats of mean log evidence that a smaller c may cost.
+_AS_GOOD = 0.5
+# The smallest noise of a ladder, as a part of the likelihood's standard deviation.
+_PART_OF_NOISE = 0.3
+
+RunOf = Callable[[jax.Array, jax.Array], Sweep]
+"""``(key, c) -> Sweep``: one plain run down."""
+
+
+class ParticleAdapt(NamedTuple):
+    """What warm-up tunes; frozen afterwards.
+
+    Attributes:
+        likelihood_variance: c of the twist, on the standardised scale.
+        prior: mean squared scores of the noised prior.
+        frame: what positions and log densities are measured from.
+        moments: running moments of the ordinary sites' draws.
+    """
+
+    likelihood_variance: jax.Array
+    prior: PriorCurvature
+    frame: Frame
+    moments: Moments
+
+
+def plan_at(
+    prior: PriorCurvature, likelihood_variance: jax.Array, *, follows_likelihood: bool
+) -> ParticlePlan:
+    """The plan of the prior's ladder for a c.
+
+    Args:
+        prior: mean squared scores at the ladder's times.
+        likelihood_variance: c.
+        follows_likelihood: whether the ladder is drawn out to smaller noise where the
+            likelihood is more precise than its first level.
+    """
+    times = prior.times
+    if follows_likelihood and len(times) > 2:
+        noise = noise_to_signal(times[1:])
+        smallest = jnp.minimum(_PART_OF_NOISE * jnp.sqrt(likelihood_variance), noise[0])
+        # all levels move in proportion, those near the data most
+        part = jnp.log(noise / noise[-1]) / jnp.log(noise[0] / noise[-1])
+        finer = time_from_noise_to_signal(noise[-1] * (smallest / noise[-1]) ** part)
+        times = jnp.concatenate([times[:1], finer[:-1], times[-1:]])
+    return particle_plan(times, prior.at(times), likelihood_variance)
+
+
+def choose_variance(
+    key: jax.Array, run: RunOf
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The c, a path that came down with it, and whether any had a density.
+
+    Args:
+        key: PRNG key.
+        run: see :data:`RunOf`.
+    """
+    key_runs, key_pick = jr.split(key)
+    keys = jr.split(key_runs, _NUM_RUNS)
+
+    def runs(variance):
+        found = jax.vmap(lambda k: run(k, variance))(keys)
+        usable = jnp.isfinite(found.log_likelihood + found.log_density)
+        log_evidence = jnp.where(usable, found.log_evidence, -jnp.inf)
+        return found.path, log_evidence
+
+    grid = jnp.asarray(_VARIANCES, jnp.result_type(float))
+    paths, log_evidence = jax.lax.map(runs, grid)
+    # a run without any density counts as one far below
+    lowest = (
+        jnp.min(jnp.where(jnp.isfinite(log_evidence), log_evidence, jnp.inf)) - 100.0
+    )
+    mean = jnp.mean(jnp.maximum(log_evidence, lowest), axis=1)
+    best = jnp.argmax(mean >= jnp.max(mean) - _AS_GOOD)
+    # the runs of all c have the same law: the best of them where the chosen c's have none
+    weight = log_evidence[best]
+    any_usable = jnp.any(jnp.isfinite(weight))
+    chosen = jr.categorical(key_pick, jnp.where(any_usable, weight, 0.0))
+    return grid[best], paths[best, chosen], any_usable
+
+
+def noised(noise: jax.Array, bottom: jax.Array, segments: Segment) -> jax.Array:
+    """A path ``(K + 1, dim)`` from ``bottom`` ``(dim,)`` up, from normals ``(K, dim)``."""
+
+    def up(x, inputs):
+        segment, normal = inputs
+        x = sample_noising(segment, x, normal)
+        return x, x
+
+    _, rest = jax.lax.scan(up, bottom, (segments, noise))
+    return jnp.concatenate([bottom[None], rest])

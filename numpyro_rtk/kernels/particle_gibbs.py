@@ -1,0 +1,347 @@
+# pyright: reportIncompatibleMethodOverride=false
+"""RTKParticleGibbs: conditional sequential Monte Carlo down the ladder, by scores alone."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from numpyro_rtk import paths
+from numpyro_rtk._checks import check_positive, check_positive_int
+from numpyro_rtk.core.particles import ParticlePlan, Sweep, SweepNoise, Target, sweep
+from numpyro_rtk.core.warmup.adapt import Frame, followed, no_draws
+from numpyro_rtk.core.warmup.exchange import PriorCurvature
+from numpyro_rtk.core.warmup.particles import (
+    NUM_PILOT,
+    ParticleAdapt,
+    choose_variance,
+    noised,
+    plan_at,
+)
+from numpyro_rtk.density import value_and_grad
+from numpyro_rtk.kernels.base import PathKernel
+from numpyro_rtk.kernels.problem.problem import Bound
+from numpyro_rtk.kernels.state import lists_its_fields
+from numpyro_rtk.noise import Ladder, as_ladder
+
+__all__ = ["ParticleState", "RTKParticleGibbs"]
+
+_NUM_PARTICLES, _NUM_LEVELS = 64, 32
+
+
+@lists_its_fields
+class ParticleAdaptState(ParticleAdapt):
+    """What warm-up tunes, with the names that ``extra_fields`` may ask for."""
+
+
+@lists_its_fields
+class ParticleState(NamedTuple):
+    """State of ``RTKParticleGibbs``; every field but the last three can be collected.
+
+    Attributes:
+        i: iteration, warm-up included.
+        z: the draw: a dict of unconstrained sites, or an array of the event shape.
+        potential_energy: minus the log density of the draw (unconstrained, as NUTS
+            reports it); without an energy that of all but the learned priors.
+        accept_prob: 1 where the draw has moved, else 0.
+        diverging: the draw has no density.
+        num_score_evals: network evaluations spent on this draw.
+        sample_size: effective number of particles at every level, ``(K + 1,)``.
+        log_evidence: of this draw's particles; see :class:`RTKParticleGibbs`.
+        mean_accept_prob: running mean of ``accept_prob`` within the phase.
+        path: the draw and how it came down, standardised, ``(K + 1, dim)``.
+        adapt_state: see :class:`ParticleAdapt`.
+        rng_key: PRNG key of the next draw.
+    """
+
+    i: jax.Array
+    z: Any
+    potential_energy: jax.Array
+    accept_prob: jax.Array
+    diverging: jax.Array
+    num_score_evals: jax.Array
+    sample_size: jax.Array
+    log_evidence: jax.Array
+    mean_accept_prob: jax.Array
+    path: jax.Array
+    adapt_state: ParticleAdaptState
+    rng_key: jax.Array
+
+
+class RTKParticleGibbs(PathKernel):
+    r"""Particle Gibbs down the noise ladder: the kernel for a score network.
+
+    **What the draws are.** *Exact*, for any number of particles, of the posterior under
+
+    - the learned density itself, where it has an energy;
+    - with a score alone, the law that the network draws by its own Gaussian reverse
+      kernels on this ladder. It nears the learned density as ``num_levels`` grows.
+
+    Every draw launches fresh particles from the noise, so that other modes are found. With
+    too few of them draws stay where they are (see ``accept_prob``), or change mode rarely;
+    the smallest effective sample size along the ladder, ``sample_size``, says how close
+    that is.
+
+    ``log_evidence`` of a draw is the log of :math:`\hat Z`, whose *inverse* is an unbiased
+    estimate of the evidence's inverse in a stationary chain.
+
+    Args:
+        model: see :class:`RTKMALA`.
+        score: see :class:`RTKMALA`; a :class:`~numpyro_rtk.ScoreModel` suffices.
+        num_particles: n; a draw costs ``n num_levels`` evaluations of the network.
+        num_levels: K, noise levels.
+        ladder: as for :class:`RTKMALA`; by default ``"log_snr"``, drawn out to smaller
+            noise for a likelihood more precise than its first level.
+        likelihood_variance: c, the variance of the likelihood on the standardised scale
+            that the particles' look ahead assumes; None: chosen in the first state.
+        forward_mode_differentiation: see :class:`RTKMALA`.
+
+    Raises:
+        ValueError, TypeError: for any option outside the above, at construction; for a
+            model that cannot be sampled, at ``run``.
+
+    References:
+        C. Andrieu, A. Doucet, R. Holenstein, *Particle Markov chain Monte Carlo methods*,
+        JRSS-B 2010. N. Whiteley, discussion of it: backward sampling. L. Wu et al.,
+        *Practical and asymptotically exact conditional sampling in diffusion models*,
+        NeurIPS 2023, arXiv 2306.17775: the twist.
+    """
+
+    def __init__(
+        self,
+        model: Callable | None = None,
+        *,
+        score: Any = None,
+        num_particles: int = _NUM_PARTICLES,
+        num_levels: int | None = None,
+        ladder: Ladder = "log_snr",
+        likelihood_variance: float | None = None,
+        forward_mode_differentiation: bool = False,
+    ):
+        super().__init__(
+            model,
+            score=score,
+            path=None,
+            forward_mode_differentiation=forward_mode_differentiation,
+        )
+        check_positive_int("num_particles", num_particles)
+        if num_levels is not None:
+            check_positive_int("num_levels", num_levels)
+        if likelihood_variance is not None:
+            check_positive("likelihood_variance", likelihood_variance)
+        self._times = as_ladder(ladder, num_levels or _NUM_LEVELS)
+        if num_levels is not None and len(self._times) != num_levels + 1:
+            raise ValueError(
+                f"`ladder` must have `num_levels` + 1 = {num_levels + 1} times; got "
+                f"{len(self._times)}. Give one of the two."
+            )
+        self._follows_likelihood = isinstance(ladder, str)
+        self._num_particles = num_particles
+        self._likelihood_variance = likelihood_variance
+
+    # -- what NumPyro and ArviZ read ------------------------------------------------
+
+    @property
+    def num_levels(self) -> int:
+        """K, the noise levels."""
+        return len(self._times) - 1
+
+    @property
+    def num_particles(self) -> int:
+        """n, particles of a draw."""
+        return self._num_particles
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        """Fields collected without asking."""
+        return (
+            "z",
+            "diverging",
+            "accept_prob",
+            "num_score_evals",
+            "potential_energy",
+            "sample_size",
+            "log_evidence",
+        )
+
+    @property
+    def guarantee(self) -> str:
+        """One sentence on what the draws are; known once the model has been seen."""
+        if self._problem.has_energy:
+            return (
+                "exact: a Markov chain whose stationary law is the posterior under the "
+                "learned density, whatever the network learned"
+            )
+        return (
+            "exact: a Markov chain whose stationary law is the posterior under the law "
+            f"that the network draws in {self.num_levels} Gaussian steps"
+        )
+
+    def get_diagnostics_str(self, state: ParticleState) -> str:
+        """Shown beside the progress bar."""
+        size = float(np.min(np.asarray(state.sample_size)))
+        moved = float(np.mean(np.asarray(state.mean_accept_prob)))
+        return (
+            f"{self._num_particles} particles, {self._evals_per_draw} evals/draw, "
+            f"moved {moved:.2f}, least ESS {size:.0f}"
+        )
+
+    # -- the chain -----------------------------------------------------------------
+
+    @property
+    def _evals_per_draw(self) -> int:
+        return self._num_particles * (self.num_levels + self._problem.has_energy)
+
+    @property
+    def _num_pilot(self) -> int:
+        return NUM_PILOT * self._num_particles
+
+    def _frame(self, state):
+        one = lambda leaf: leaf if leaf.ndim == 1 else leaf[0]
+        return jax.tree.map(one, state.adapt_state.frame)
+
+    def _build(self, rng_key, init_params, args, kwargs, is_single, origin):
+        one = lambda key, params: self._init_one(key, params, args, kwargs, origin)
+        return (one if is_single else jax.vmap(one))(rng_key, init_params)
+
+    def _init_one(self, key, init_params, args, kwargs, origin):
+        key, key_prior, key_moment, key_pilot, key_up = jr.split(key, 5)
+        frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
+        bound = self._problem.bind(args, kwargs, frame)
+        dim = self._problem.dim
+        moment = paths.calibrate(key_moment, bound.base, self._times, dim)
+        prior = PriorCurvature(jnp.asarray(self._times, moment.dtype), moment)
+        target = self._target(bound)
+
+        def run(key, variance):
+            return self._sweep(key, None, target, self._plan(prior, variance))
+
+        variance, path, has_start = self._first_path(key_pilot, run, moment.dtype)
+        z = bound.unflatten(path[0])
+        plan = self._plan(prior, variance)
+        if init_params is not None:
+            z = self._start_from(init_params, args, kwargs, z)
+            noise = jr.normal(key_up, (self.num_levels, dim), moment.dtype)
+            path = noised(noise, bound.flatten(z), plan.segments)
+        log_density = self._log_density_at(path[0], bound)
+        if init_params is not None:
+            has_start = jnp.isfinite(log_density)
+        zero = jnp.zeros((), moment.dtype)
+        state = ParticleState(
+            i=jnp.zeros((), int),
+            z=z,
+            potential_energy=bound.energy(log_density),
+            accept_prob=zero,
+            diverging=jnp.array(False),
+            num_score_evals=jnp.asarray(self._evals_per_draw),
+            sample_size=jnp.zeros(self.num_levels + 1, moment.dtype),
+            log_evidence=zero,
+            mean_accept_prob=zero,
+            path=path,
+            adapt_state=ParticleAdaptState(variance, prior, frame, no_draws(frame.loc)),
+            rng_key=key,
+        )
+        return state, has_start & jnp.isfinite(log_density)
+
+    def _first_path(self, key, run, dtype):
+        """c, and a path that came down with it."""
+        given = self._likelihood_variance
+        if self.has_likelihood and given is None:
+            return choose_variance(key, run)
+        variance = jnp.asarray(1.0 if given is None else given, dtype)
+        first = run(key, variance)
+        usable = jnp.isfinite(first.log_likelihood + first.log_density)
+        return variance, first.path, usable
+
+    def _plan(self, prior: PriorCurvature, variance: jax.Array) -> ParticlePlan:
+        follows = self._follows_likelihood and self.has_likelihood
+        return plan_at(prior, variance, follows_likelihood=follows)
+
+    def _target(self, bound: Bound) -> Target:
+        likelihood = bound.log_likelihood
+        if likelihood is not None:
+            likelihood = value_and_grad(likelihood, self._problem.forward_mode)
+        return Target(bound.base, likelihood, self._problem.has_energy)
+
+    def _sweep(self, key, path, target: Target, plan: ParticlePlan) -> Sweep:
+        dim, dtype = plan.levels.slope.shape[1], plan.levels.slope.dtype
+        noise = SweepNoise.draw(key, self.num_levels, self._num_particles, dim, dtype)
+        return sweep(noise, path, target, plan)
+
+    def _log_density_at(self, position: jax.Array, bound: Bound) -> jax.Array:
+        """At level 0, of all that is known: without an energy of the likelihood alone."""
+        value = jnp.zeros((), position.dtype)
+        if self._problem.has_energy:
+            value = value + bound.base(position, value).log_density
+        if bound.log_likelihood is not None:
+            value = value + bound.log_likelihood(position)
+        return value
+
+    def _sample_one(self, state: ParticleState, args: tuple, kwargs: dict):
+        adapt = state.adapt_state
+        bound = self._problem.bind(args, kwargs, adapt.frame)
+        plan = self._plan(adapt.prior, adapt.likelihood_variance)
+        key, key_up, key_sweep = jr.split(state.rng_key, 3)
+        before = bound.flatten(state.z)
+        path = self._path_of(key_up, before, state, plan)
+        found = self._sweep(key_sweep, path, self._target(bound), plan)
+        # a draw that did not move must stay what it was, to the last bit
+        moved = jnp.any(found.path[0] != before)
+        z = jax.tree.map(
+            lambda new, old: jnp.where(moved, new, old),
+            bound.unflatten(found.path[0]),
+            state.z,
+        )
+        log_density = found.log_density + found.log_likelihood
+        accept_prob = moved.astype(log_density.dtype)
+        iteration, warm = state.i + 1, self._num_warmup
+        in_phase = jnp.where(iteration > warm, iteration - warm, iteration)
+        mean = state.mean_accept_prob
+        return state._replace(
+            i=iteration,
+            z=z,
+            potential_energy=bound.energy(log_density),
+            accept_prob=accept_prob,
+            diverging=~jnp.isfinite(log_density),
+            sample_size=found.sample_size,
+            log_evidence=found.log_evidence + jnp.sum(bound.log_offset),
+            mean_accept_prob=mean + (accept_prob - mean) / in_phase,
+            path=found.path,
+            adapt_state=self._learn(adapt, state.i, z),
+            rng_key=key,
+        )
+
+    def _path_of(self, key, bottom, state: ParticleState, plan) -> jax.Array:
+        """The path that the present draw came down by.
+
+        With an energy the levels above the draw are its noisings, whatever the data: they
+        are drawn anew. So they are in warm-up, where the frame may have moved.
+        """
+        shape = (self.num_levels, len(bottom))
+        fresh = noised(jr.normal(key, shape, bottom.dtype), bottom, plan.segments)
+        if self._problem.has_energy:
+            return fresh
+        kept = state.path.at[0].set(bottom)
+        if not self._problem.num_ordinary:
+            return kept
+        return jnp.where(state.i < self._num_warmup, fresh, kept)
+
+    def _learn(self, adapt: ParticleAdaptState, iteration, z) -> ParticleAdaptState:
+        """In warm-up the frame of the ordinary sites follows their draws."""
+        if not self._problem.num_ordinary or not self._num_warmup:
+            return adapt
+        frame, moments = followed(
+            adapt.frame,
+            adapt.moments,
+            self._num_warmup,
+            iteration,
+            self._problem.ordinary_values(z),
+            self._problem.has_prior,
+        )
+        new = adapt._replace(frame=frame, moments=moments)
+        in_warmup = iteration < self._num_warmup
+        return jax.tree.map(partial(jnp.where, in_warmup), new, adapt)

@@ -1,0 +1,288 @@
+"""Particle Gibbs: what it leaves invariant, its evidence, and its limits.
+
+The prior is a mixture of a narrow and a wide mode, the likelihood bounded by 1. Exact paths
+under the network's chain come by rejection from runs of the chain; with an energy the
+levels above an exact draw are its noisings.
+"""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from numpyro_rtk import paths
+from numpyro_rtk.core import particles as module
+from numpyro_rtk.core.particles import (
+    SweepNoise,
+    Target,
+    particle_plan,
+    sweep,
+)
+from numpyro_rtk.core.warmup.particles import noised
+from numpyro_rtk.density import standardised
+from numpyro_rtk.noise import log_snr_ladder
+from tests.oracles import Mixture, assert_mean, summaries, z_score
+
+LAW = Mixture(
+    [0.35, 0.65],
+    [[-1.1, 0.7], [0.9, -0.2]],
+    [[[0.04, 0.01], [0.01, 0.03]], [[0.5, -0.1], [-0.1, 0.3]]],
+)
+DIM, N = 2, 6000
+DATA, SD = 0.4, 0.5  # of the difference of the coordinates
+BASE = standardised(LAW.jax())
+
+
+def log_likelihood(x):
+    return -0.5 * jnp.square((DATA - (x[0] - x[1])) / SD)
+
+
+def score_alone(x, t):
+    found = BASE(x, t)
+    return found._replace(log_density=jnp.zeros_like(found.log_density))
+
+
+def problem(has_energy, num_levels=4, variance=0.2):
+    """A coarse ladder, so that the chain's law is far from the mixture's."""
+    times = log_snr_ladder(num_levels, smallest_noise=0.3)
+    with jax.numpy_rank_promotion("allow"):  # it is not of the core
+        moment = paths.calibrate(jr.key(0), BASE, times, DIM)
+    base = BASE if has_energy else score_alone
+    target = Target(base, jax.value_and_grad(log_likelihood), has_energy)
+    return target, particle_plan(jnp.asarray(times), moment, variance)
+
+
+def chain_down(key, plan, n):
+    """Runs of the network's own chain, ``(n, K + 1, dim)``, in NumPy."""
+    rng, segments = np.random.default_rng(int(jr.bits(key))), plan.segments
+    x = rng.normal(size=(n, DIM))
+    rows = [x]
+    for k in reversed(range(len(segments.a))):
+        at = jnp.asarray(x, jnp.float32)
+        score = jax.vmap(BASE, (0, None))(at, plan.levels.time[k + 1]).score
+        mean = (x + segments.v[k] * np.asarray(score)) / segments.a[k]
+        x = mean + np.asarray(segments.root[k]) * rng.normal(size=x.shape)
+        rows.append(x)
+    return np.stack(rows[::-1], axis=1)
+
+
+def exact_paths(key, has_energy, plan, n):
+    """Independent draws of the extended target, ``(n, K + 1, dim)``."""
+    rng = np.random.default_rng(int(jr.bits(jr.fold_in(key, 1))))
+    num = 8 * n
+    if has_energy:
+        bottom = jnp.asarray(LAW.draws(int(rng.integers(1e6)), num), jnp.float32)
+        noise = jr.normal(key, (num, len(plan.segments.a), DIM))
+        found = jax.vmap(lambda e, x: noised(e, x, plan.segments))(noise, bottom)
+        found = np.asarray(found)
+    else:
+        found = chain_down(key, plan, num)
+    bottom = found[:, 0]
+    value = np.exp(-0.5 * ((DATA - (bottom[:, 0] - bottom[:, 1])) / SD) ** 2)
+    kept = found[rng.uniform(size=num) < value]
+    assert len(kept) >= n
+    return jnp.asarray(kept[:n], jnp.float32)
+
+
+def swept(key, before, target, plan, num_particles=4):
+    """One sweep from each of the paths."""
+
+    def one(key, path):
+        noise = SweepNoise.draw(
+            key, len(plan.segments.a), num_particles, DIM, jnp.float32
+        )
+        return sweep(noise, path, target, plan)
+
+    return jax.jit(jax.vmap(one))(jr.split(key, len(before)), before)
+
+
+def change(before, after):
+    """Of the summaries at the lowest, a middle and the top level."""
+    levels = (0, 1, 2, -1)
+    return np.concatenate(
+        [summaries(after[:, k]) - summaries(before[:, k]) for k in levels], axis=1
+    )
+
+
+LAWS = pytest.mark.parametrize("has_energy", [True, False], ids=["energy", "score"])
+
+
+@LAWS
+def test_paths_of_the_target_stay_so(has_energy, key):
+    """n = 6,000 exact paths and one sweep of 4 particles: paired changes; z = 5."""
+    target, plan = problem(has_energy)
+    before = exact_paths(key, has_energy, plan, N)
+    found = swept(key, before, target, plan)
+    assert_mean(change(before, found.path))
+    moved = np.any(np.asarray(found.path != before), axis=2)
+    assert 0.3 < moved[:, 0].mean() < 0.95
+    np.testing.assert_allclose(
+        found.log_likelihood, jax.vmap(log_likelihood)(found.path[:, 0]), rtol=1e-4
+    )
+    expected = jax.vmap(target.base, (0, None))(found.path[:, 0], jnp.zeros(()))
+    np.testing.assert_allclose(found.log_density, expected.log_density, atol=1e-4)
+
+
+def _no_density_of_the_proposal(patch):
+    """As if particles came by a proposal that is wider than they do."""
+    right = module._proposal
+    narrower = lambda *args: (right(*args)[0], 0.7 * right(*args)[1])
+    density = module._log_normal
+    patch.setattr(module, "_proposal", narrower)
+    # the proposal's own density is the only one that `sweep` asks for itself
+    here = lambda off, spread: density(off, spread / 0.7)
+    patch.setattr(module, "_transition", _own(module._transition, density))
+    patch.setattr(module, "_log_normal", here)
+
+
+def _own(transition, density):
+    def unbroken(*args):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(module, "_log_normal", density)
+            return transition(*args)
+
+    return unbroken
+
+
+def _no_likelihood(patch):
+    right = module._weigh
+
+    def weigh(x, target, level):
+        score, taken, pull = right(x, target, level)
+        return score, 0.5 * taken, pull
+
+    patch.setattr(module, "_at_bottom", lambda x, target: (jnp.zeros(len(x)),) * 2)
+    patch.setattr(module, "_weigh", weigh)
+
+
+def _back_without_the_transition(patch):
+    right = module._way_back
+
+    def back(*args):
+        with pytest.MonkeyPatch.context() as inner:
+            nothing = lambda segment, target, z, x, score: jnp.zeros(len(x))
+            inner.setattr(module, "_transition", nothing)
+            return right(*args)
+
+    patch.setattr(module, "_way_back", back)
+
+
+def _back_with_the_twist(patch):
+    right = module._way_back
+
+    def back(uniforms, bottom, above, target, segments):
+        above = above._replace(taken=jnp.zeros_like(above.taken))
+        return right(uniforms, bottom, above, target, segments)
+
+    patch.setattr(module, "_way_back", back)
+
+
+BREAKAGES = {
+    "proposal without its density": _no_density_of_the_proposal,
+    "no likelihood at the end": _no_likelihood,
+    "back without the transition": _back_without_the_transition,
+    "back with the twist": _back_with_the_twist,
+}
+
+
+@LAWS
+@pytest.mark.parametrize("break_it", BREAKAGES.values(), ids=BREAKAGES)
+def test_negative_controls(break_it, has_energy, key, monkeypatch):
+    target, plan = problem(has_energy)
+    before = exact_paths(key, has_energy, plan, 3 * N)
+    break_it(monkeypatch)
+    after = swept(key, before, target, plan).path
+    worst = np.max(np.abs(z_score(change(before, after))))
+    assert worst > 8.0, worst
+
+
+def exact_evidence():
+    """Of the mixture: the difference of the coordinates is a mixture of normals."""
+    way = np.array([1.0, -1.0])
+    means, spread = LAW.means @ way, np.einsum("a,jab,b->j", way, LAW.covariances, way)
+    total = spread + SD**2
+    parts = SD / np.sqrt(total) * np.exp(-0.5 * (DATA - means) ** 2 / total)
+    return LAW.weights @ parts
+
+
+def plain(key, target, plan, n=20_000, num_particles=4):
+    def one(key):
+        noise = SweepNoise.draw(
+            key, len(plan.segments.a), num_particles, DIM, jnp.float32
+        )
+        return sweep(noise, None, target, plan)
+
+    return jax.jit(jax.vmap(one))(jr.split(key, n))
+
+
+@LAWS
+def test_a_plain_runs_evidence_is_unbiased(has_energy, key):
+    """20,000 runs of 4 particles, against the closed form or the chain's own mean."""
+    target, plan = problem(has_energy)
+    found = np.exp(np.asarray(plain(key, target, plan).log_evidence, float))
+    if has_energy:
+        assert_mean(found, exact_evidence())
+        return
+    bottom = chain_down(key, plan, len(found))[:, 0]
+    value = np.exp(-0.5 * ((DATA - (bottom[:, 0] - bottom[:, 1])) / SD) ** 2)
+    assert_mean(found - value)
+    # the law that the chain draws is another one on this ladder
+    assert abs(z_score(value, exact_evidence())) > 5.0
+
+
+@LAWS
+def test_a_kept_paths_inverse_evidence_is_unbiased(has_energy, key):
+    target, plan = problem(has_energy)
+    before = exact_paths(key, has_energy, plan, N)
+    inverse = np.exp(-np.asarray(swept(key, before, target, plan).log_evidence, float))
+    if has_energy:
+        assert_mean(inverse, 1.0 / exact_evidence())
+        return
+    plains = np.exp(np.asarray(plain(key, target, plan).log_evidence, float))
+    evidence, error = plains.mean(), plains.std() / np.sqrt(len(plains))
+    own = inverse.std() / np.sqrt(len(inverse))
+    spread = np.hypot(own, error / evidence**2)
+    assert abs(inverse.mean() - 1.0 / evidence) < 5.0 * spread
+
+
+def test_one_particle_is_the_path_itself(key):
+    target, plan = problem(has_energy=True)
+    before = exact_paths(key, True, plan, 50)
+    found = swept(key, before, target, plan, num_particles=1)
+    np.testing.assert_array_equal(found.path, before)
+    np.testing.assert_allclose(found.sample_size, 1.0, rtol=1e-6)
+
+
+@LAWS
+def test_one_level(has_energy, key):
+    target, plan = problem(has_energy, num_levels=1)
+    before = exact_paths(key, has_energy, plan, N)
+    found = swept(key, before, target, plan)
+    both = [summaries(x[:, 0]) for x in (found.path, before)]
+    assert_mean(both[0] - both[1])
+
+
+def test_a_prior_alone_needs_no_likelihood(key):
+    """The chain's own law: means and shares as of its runs."""
+    target, plan = problem(has_energy=False)
+    target = target._replace(likelihood=None)
+    before = jnp.asarray(chain_down(key, plan, N), jnp.float32)
+    found = swept(key, before, target, plan)
+    assert_mean(change(before, found.path))
+    np.testing.assert_allclose(found.log_evidence, 0.0, atol=1e-4)
+
+
+def test_a_likelihood_of_zero_on_the_way_is_no_end(key):
+    """A guess of the end that has no density leaves the way to it open."""
+    target, plan = problem(has_energy=True)
+
+    def edged(x):
+        value, gradient = jax.value_and_grad(log_likelihood)(x)
+        return jnp.where(x[0] > 0.5, value, -jnp.inf), gradient
+
+    before = exact_paths(key, True, plan, 4 * N)
+    before = before[np.asarray(before[:, 0, 0]) > 0.5][:N]
+    found = swept(key, before, target._replace(likelihood=edged), plan)
+    assert np.all(np.asarray(found.path[:, 0, 0]) > 0.5)
+    assert_mean(change(before, found.path))

@@ -1,0 +1,223 @@
+"""RTKParticleGibbs: its posterior with an energy and with a score alone, and the driver."""
+
+import pickle
+
+import arviz as az
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC
+
+import numpyro_rtk as rtk
+from tests.kernels import test_posterior as reference
+from tests.kernels.test_posterior import (
+    PRIOR,
+    THRESHOLD,
+    Y,
+    evidence,
+    run,
+    truth,
+    worst_z,
+)
+
+FEW = {"num_particles": 16, "num_levels": 8}
+
+
+class ScoreAlone:
+    """The mixture of the reference, of which only the score is known."""
+
+    event_shape = (1,)
+    loc, scale = PRIOR.loc, PRIOR.scale
+
+    def score(self, x, t):
+        return PRIOR.score(x, t)
+
+
+def by_score(y):
+    x = numpyro.sample("x", rtk.LearnedPrior(ScoreAlone()))
+    sigma = numpyro.sample("sigma", dist.LogNormal(-0.3, 0.4))
+    numpyro.sample("y", dist.Normal(x[0], sigma), obs=y)
+
+
+@pytest.fixture(scope="module")
+def finished():
+    return run(rtk.RTKParticleGibbs(reference.model, **FEW))
+
+
+def test_the_posterior_is_exact_with_an_energy(finished):
+    """A coarse ladder and few particles, an ordinary site beside; 20 chains, z = 5."""
+    assert worst_z(finished) < THRESHOLD
+    assert finished.sampler.guarantee.startswith("exact")
+    assert "learned density" in finished.sampler.guarantee
+
+
+def test_the_evidence_is_right(finished):
+    value = np.asarray(finished.get_extra_fields(group_by_chain=True)["log_evidence"])
+    inverse = np.exp(-value.astype(float)).mean(axis=1)
+    error = inverse.std(ddof=1) / np.sqrt(len(inverse))
+    assert abs(inverse.mean() - 1.0 / evidence()) < THRESHOLD * error
+    assert error < 0.05 / evidence()
+
+
+def test_fields_are_finite_and_count_evaluations(finished):
+    fields = finished.get_extra_fields(group_by_chain=True)
+    chains, draws = np.shape(fields["accept_prob"])
+    assert fields["sample_size"].shape == (chains, draws, 9)
+    assert np.all(fields["sample_size"] >= 1.0 - 1e-4)
+    assert np.all(fields["sample_size"] <= 16.0 + 1e-3)
+    assert set(np.ravel(fields["num_score_evals"])) == {16 * (8 + 1)}
+    assert all(np.all(np.isfinite(value)) for value in fields.values())
+    assert not np.any(fields["diverging"])
+    assert 0.5 < np.mean(fields["accept_prob"]) < 1.0
+    assert "16 particles" in finished.sampler.get_diagnostics_str(finished.last_state)
+
+
+def test_arviz_takes_it(finished):
+    data = az.from_numpyro(finished)
+    assert set(data.posterior.data_vars) == {"x", "sigma"}
+    assert "accept_prob" in data.sample_stats or "acceptance_rate" in data.sample_stats
+
+
+def test_a_score_alone_has_the_posterior_of_its_own_chain():
+    """32 levels: within .02 of the mode's share, where raw runs are off by much more."""
+    kernel = rtk.RTKParticleGibbs(by_score, num_particles=32, num_levels=32)
+    samples = run(kernel).get_samples()
+    x, sigma = np.asarray(samples["x"])[:, 0], np.asarray(samples["sigma"])
+    exact = truth()
+    assert abs(np.mean(x < -0.3) - exact["left mode"]) < 0.025
+    assert abs(x.mean() - exact["x"]) < 0.04
+    assert abs(np.log(sigma).mean() - exact["log sigma"]) < 0.03
+    assert "that the network draws in 32 Gaussian steps" in kernel.guarantee
+
+
+def precise(y):
+    x = numpyro.sample("x", rtk.LearnedPrior(Standard()))
+    numpyro.sample("y", dist.Normal(x[1], 0.1), obs=y)
+
+
+class Standard:
+    event_shape = (2,)
+
+    def score(self, x, t):
+        return -x
+
+
+def test_a_precise_datum_and_a_score_alone():
+    """The spread is the posterior's; raw runs of RTKULD have three times of it."""
+    exact = 0.1 / np.sqrt(1.01)
+    x = np.asarray(run(rtk.RTKParticleGibbs(precise)).get_samples()["x"])
+    assert abs(x[:, 1].std() / exact - 1.0) < 0.05
+    assert abs(x[:, 0].std() - 1.0) < 0.05
+    raw = np.asarray(run(rtk.RTKULD(precise)).get_samples()["x"])
+    assert raw[:, 1].std() / exact > 2.0
+
+
+def test_in_a_gibbs_block_beside_nuts():
+    if not hasattr(numpyro.infer, "Gibbs"):
+        pytest.skip("NumPyro < 0.22")
+    mcmc = reference.run_gibbs(rtk.RTKParticleGibbs(reference.model, **FEW))
+    assert worst_z(mcmc) < THRESHOLD
+
+
+def test_a_density_alone():
+    kernel = rtk.RTKParticleGibbs(score=PRIOR, **FEW)
+    mcmc = MCMC(kernel, num_warmup=5, num_samples=2000, progress_bar=False)
+    mcmc.run(jr.key(0))
+    x = np.asarray(mcmc.get_samples())
+    assert x.shape == (2000, 1)
+    error = np.sqrt(0.3 * 0.7 / 500)
+    assert abs(np.mean(x < -0.3) - 0.3) < 5 * error
+
+
+def test_chain_methods_agree_and_a_run_goes_on():
+    options = {"num_warmup": 4, "num_samples": 6, "num_chains": 2}
+    found = {}
+    for method in ("vectorized", "sequential"):
+        kernel = rtk.RTKParticleGibbs(reference.model, **FEW)
+        mcmc = run(kernel, 3, chain_method=method, **options)
+        found[method] = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
+    np.testing.assert_allclose(found["vectorized"], found["sequential"], rtol=2e-3)
+    mcmc.post_warmup_state = mcmc.last_state
+    mcmc.run(mcmc.post_warmup_state.rng_key, jnp.array(Y))
+    again = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
+    assert not np.allclose(again, found["sequential"])
+    assert mcmc.last_state.i.max() == 16
+    state = pickle.loads(pickle.dumps(mcmc)).last_state
+    np.testing.assert_array_equal(state.path, mcmc.last_state.path)
+
+
+def test_init_params_are_the_start():
+    kernel = rtk.RTKParticleGibbs(reference.model, num_particles=1, num_levels=4)
+    start = {"x": jnp.array([0.7]), "sigma": jnp.array(-0.1)}
+    state = kernel.init(jr.key(0), 0, start, (jnp.array(Y),), {})
+    state = kernel.sample(state, (jnp.array(Y),), {})
+    # one particle stays where it is, to the last bit
+    np.testing.assert_array_equal(state.z["x"], start["x"])
+    np.testing.assert_array_equal(state.z["sigma"], start["sigma"])
+    assert state.accept_prob == 0.0
+
+
+def test_a_model_without_density_is_refused():
+    def nowhere(y):
+        numpyro.sample("x", rtk.LearnedPrior(PRIOR))
+        numpyro.factor("never", jnp.where(y > 0, -jnp.inf, 0.0))
+
+    kernel = rtk.RTKParticleGibbs(nowhere, **FEW)
+    with pytest.raises(RuntimeError, match="Cannot find a start of finite density"):
+        kernel.init(jr.key(0), 5, None, (jnp.array(Y),), {})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_particles": 0}, "`num_particles` must be"),
+        ({"num_levels": 2.5}, "`num_levels` must be"),
+        ({"likelihood_variance": -1.0}, "`likelihood_variance` must be"),
+        ({"ladder": np.array([0.0, 1.0, 3.0]), "num_levels": 3}, "`ladder` must have"),
+        ({"score": PRIOR}, "Exactly one of `model` and `score`"),
+    ],
+)
+def test_refusals(options, match):
+    with pytest.raises((ValueError, TypeError), match=match):
+        rtk.RTKParticleGibbs(reference.model, **options)
+
+
+def test_two_widths_are_both_found_at_the_c_that_is_chosen():
+    """Equal modes of widths 1 and .1 in two dimensions; c of 1e-1 leaves the narrow one."""
+    shares = {}
+    for name, options in {"chosen": {}, "large": {"likelihood_variance": 0.3}}.items():
+        kernel = rtk.RTKParticleGibbs(widths, num_particles=256, **options)
+        mcmc = MCMC(
+            kernel,
+            num_warmup=10,
+            num_samples=100,
+            num_chains=8,
+            chain_method="vectorized",
+            progress_bar=False,
+        )
+        mcmc.run(jr.key(0))
+        x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
+        shares[name] = np.mean(x[..., 0] > 0.0)
+    assert abs(shares["chosen"] - 0.5) < 0.1, shares
+
+
+def widths():
+    """Over N(0, 5**2), flat where it counts: modes at -3 and 3."""
+    x = numpyro.sample("x", rtk.LearnedPrior(Wide()))
+    log_normal = lambda m, s: -0.5 * jnp.sum(((x - m) / s) ** 2) - 2.0 * jnp.log(s)
+    numpyro.factor(
+        "modes",
+        jnp.logaddexp(log_normal(-3.0, 1.0), log_normal(3.0, 0.1))
+        + 0.5 * jnp.sum((x / 5.0) ** 2),
+    )
+
+
+class Wide:
+    event_shape = (2,)
+    loc, scale = jnp.zeros(2), jnp.full(2, 5.0)
+
+    def score(self, x, t):
+        return -x / 25.0
