@@ -192,7 +192,7 @@ class LearnedPrior(dist.Distribution):
                 f"`log_prob` needs an energy, and {type(density).__name__} has a score "
                 "only: without a normalised density no Metropolis test, NUTS included, is "
                 "valid. Train an EnergyModel (`rtk.fit` without `network`), or use "
-                "`rtk.RTKULD(model)`, whose draws are approximate."
+                "`rtk.RTKParticleGibbs(model)`, for which a score suffices."
             )
         value = jnp.asarray(value)
         rank = len(self.event_shape)

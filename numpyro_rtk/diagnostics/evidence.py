@@ -4,7 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_rtk.diagnostics.finished import exchange_field, log_offset
+from numpyro_rtk.diagnostics.finished import (
+    exchange_field,
+    fields_of,
+    is_of_particles,
+    log_offset,
+)
 from numpyro_rtk.diagnostics.population import population_log_evidence
 
 __all__ = ["log_evidence"]
@@ -15,13 +20,17 @@ _ERRORS = 2.0
 
 
 def log_evidence(mcmc: Any) -> tuple[float, float]:
-    r"""Log evidence of a finished ``RTKReplicaExchange`` run, and its standard error.
+    r"""Log evidence of a finished run, and its standard error.
 
-    Bridge sampling (Bennett 1976) over both directions of every exchange. The evidence is
-    that of the model with the learned prior as it is normalised. The error is the larger
-    of batch means within chains and the spread between chains, and grows by what the
-    estimate is below the population's, beyond twice the error of that: such a
-    difference is that of a mode which the chains have lost. A mode that neither has
+    Of ``RTKParticleGibbs``: the particles' estimates :math:`\hat Z` of all draws, of which
+    the inverses average to the evidence's inverse; with a score alone under the law that is
+    drawn. The error is the larger of batch means within chains and the spread between.
+
+    Of ``RTKReplicaExchange``: bridge sampling (Bennett 1976) over both directions of every
+    exchange. The evidence is that of the model with the learned prior as it is normalised.
+    The error is the larger of batch means within chains and the spread between chains, and
+    grows by what the estimate is below the population's, beyond twice the error of that:
+    such a difference is that of a mode which the chains have lost. A mode that neither has
     reached it cannot know of. Where nothing passes some edge, the error is ``inf``.
 
     Args:
@@ -31,16 +40,28 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
         The estimate and its standard error, in nats.
 
     Raises:
-        TypeError: unless it ran with ``RTKReplicaExchange``.
+        TypeError: unless it ran with one of the two.
 
     References:
         C. H. Bennett, *Efficient Estimation of Free Energy Differences from Monte Carlo
         Data*, Journal of Computational Physics 22, 1976.
     """
+    if is_of_particles(mcmc):
+        return _by_particles(mcmc)
     value, error = _bridge(mcmc)
     found, found_error = population_log_evidence(mcmc)
     below = found - value - _ERRORS * found_error
     return value, float(np.hypot(error, below if 0.0 < below < np.inf else 0.0))
+
+
+def _by_particles(mcmc: Any) -> tuple[float, float]:
+    """From the mean of the inverse estimates."""
+    estimate = fields_of(mcmc)["log_evidence"]
+    middle = estimate.mean()
+    inverse = np.exp(middle - estimate)
+    by_chain = middle - np.log(inverse.mean(axis=1))
+    value = middle - np.log(inverse.mean())
+    return float(value), _error(by_chain, -inverse / inverse.mean())
 
 
 def _bridge(mcmc: Any) -> tuple[float, float]:

@@ -13,7 +13,13 @@ from numpyro_rtk.diagnostics.exchange_sentences import (
     ExchangeNumbers,
     said,
 )
-from numpyro_rtk.diagnostics.finished import arguments_of, exchange_field, log_offset
+from numpyro_rtk.diagnostics.finished import (
+    arguments_of,
+    exchange_field,
+    is_of_particles,
+    log_offset,
+)
+from numpyro_rtk.diagnostics.particles import ParticleDiagnosis, diagnose_particles
 from numpyro_rtk.diagnostics.population import population_log_evidence
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -90,8 +96,11 @@ class Diagnosis(NamedTuple):
         return "\n".join(lines)
 
 
-def diagnose(mcmc: Any) -> Diagnosis:
-    """A short report on a finished ``RTKReplicaExchange`` run, in plain words.
+def diagnose(mcmc: Any) -> Diagnosis | ParticleDiagnosis:
+    """A short report on a finished run, in plain words.
+
+    Of ``RTKReplicaExchange``, or of ``RTKParticleGibbs`` (whether the particles reach level
+    0, and whether draws move).
 
     >>> print(rtk.diagnose(mcmc))                        # doctest: +SKIP
 
@@ -107,8 +116,10 @@ def diagnose(mcmc: Any) -> Diagnosis:
         Numbers and sentences.
 
     Raises:
-        TypeError: unless it ran with ``RTKReplicaExchange``.
+        TypeError: unless it ran with one of the two.
     """
+    if is_of_particles(mcmc):
+        return diagnose_particles(mcmc)
     run = _numbers_of(mcmc)
     problems = said(PROBLEMS, run)
     remarks = () if problems else said(REMARKS, run)

@@ -4,7 +4,24 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["arguments_of", "exchange_field", "log_offset"]
+__all__ = [
+    "arguments_of",
+    "exchange_field",
+    "fields_of",
+    "is_of_particles",
+    "log_offset",
+]
+
+
+def fields_of(mcmc: Any) -> dict[str, np.ndarray]:
+    """All fields that the run collected, ``(chains, draws, ...)``, in float64."""
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    return {name: np.asarray(value, np.float64) for name, value in fields.items()}
+
+
+def is_of_particles(mcmc: Any) -> bool:
+    """Whether it is a run of ``RTKParticleGibbs``, by what it collects."""
+    return "sample_size" in mcmc.get_extra_fields()
 
 
 def exchange_field(mcmc: Any, name: str) -> np.ndarray:
@@ -17,8 +34,8 @@ def exchange_field(mcmc: Any, name: str) -> np.ndarray:
     if "swap_accept_prob" not in fields:
         kernel = type(mcmc.sampler).__name__
         raise TypeError(
-            "`mcmc` must be a finished run of RTKReplicaExchange; got one of "
-            f"{kernel}. For weighted draws see `rtk.pareto_k`."
+            "`mcmc` must be a finished run of RTKReplicaExchange or RTKParticleGibbs; got "
+            f"one of {kernel}. For weighted draws see `rtk.pareto_k`."
         )
     return np.asarray(fields[name], np.float64)
 

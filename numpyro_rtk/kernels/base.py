@@ -79,6 +79,11 @@ class PathKernel(MCMCKernel):
         return self._problem.has_likelihood
 
     @property
+    def has_energy(self) -> bool:
+        """Whether every learned prior has a log density; known once a model has run."""
+        return self._problem.has_energy
+
+    @property
     def sample_field(self) -> str:
         """Name of the state's field that holds the draw."""
         return "z"

@@ -201,7 +201,7 @@ class RTKReplicaExchange(ExchangeReader):
             raise TypeError(
                 "RTKReplicaExchange needs an energy, and the density has a score only. "
                 "Train an EnergyModel (`rtk.fit` without `network`), or use "
-                "`rtk.RTKULD`, whose draws are approximate."
+                "`rtk.RTKParticleGibbs`, for which a score suffices."
             )
 
     @property

@@ -126,9 +126,9 @@ class ScoreModel(Conditional):
     the data's spread; below it the errors of the network would only be blown up.
 
     It can be drawn from (``LearnedPrior(model_).sample``, ``RTKULD(score=model_)``,
-    ``RTKMALA(score=model_, inner=MALA(acceptance="simpson"))``) and gives approximate
-    posterior draws (``RTKULD(model)``). Where a log density is needed (an exact acceptance,
-    weights, exchanges, evidence, ``log_prob`` and hence NUTS, ``check_prior``), train an
+    ``RTKMALA(score=model_, inner=MALA(acceptance="simpson"))``) and gives posteriors under
+    the law that it draws (``RTKParticleGibbs(model)``). Where a log density is needed (an
+    exact acceptance, weights, exchanges, ``log_prob`` and hence NUTS), train an
     :class:`EnergyModel`. Times and conditions are treated as
     there.
 

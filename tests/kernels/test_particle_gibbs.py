@@ -62,6 +62,32 @@ def test_the_evidence_is_right(finished):
     assert error < 0.05 / evidence()
 
 
+def test_evidence_and_report(finished):
+    value, error = rtk.log_evidence(finished)
+    assert abs(value - np.log(evidence())) < THRESHOLD * error
+    assert error < 0.05
+    report = rtk.diagnose(finished)
+    assert not report.problems
+    assert "no fault found" in str(report)
+    assert report.sample_size.shape == (9,)
+    np.testing.assert_allclose(report.log_evidence, (value, error))
+
+
+def test_particles_that_do_not_reach_the_bottom_are_said():
+    """A datum more than a hundred times as precise as the lowest step is wide."""
+
+    def narrow(y):
+        x = numpyro.sample("x", rtk.LearnedPrior(PRIOR))
+        numpyro.sample("y", dist.Normal(x[0], 2e-3), obs=y)
+
+    kernel = rtk.RTKParticleGibbs(
+        narrow, num_particles=16, ladder=np.array([0.0, 0.1, 0.5, 1.5, 3.0])
+    )
+    report = rtk.diagnose(run(kernel, num_chains=4))
+    assert any("moves in" in text for text in report.problems)
+    assert any("Few particles are left at level(s) 0" in t for t in report.problems)
+
+
 def test_fields_are_finite_and_count_evaluations(finished):
     fields = finished.get_extra_fields(group_by_chain=True)
     chains, draws = np.shape(fields["accept_prob"])
@@ -84,13 +110,15 @@ def test_arviz_takes_it(finished):
 def test_a_score_alone_has_the_posterior_of_its_own_chain():
     """32 levels: within .02 of the mode's share, where raw runs are off by much more."""
     kernel = rtk.RTKParticleGibbs(by_score, num_particles=32, num_levels=32)
-    samples = run(kernel).get_samples()
+    mcmc = run(kernel)
+    samples = mcmc.get_samples()
     x, sigma = np.asarray(samples["x"])[:, 0], np.asarray(samples["sigma"])
     exact = truth()
     assert abs(np.mean(x < -0.3) - exact["left mode"]) < 0.025
     assert abs(x.mean() - exact["x"]) < 0.04
     assert abs(np.log(sigma).mean() - exact["log sigma"]) < 0.03
     assert "that the network draws in 32 Gaussian steps" in kernel.guarantee
+    assert "twice the `num_levels`" in str(rtk.diagnose(mcmc))
 
 
 def precise(y):
@@ -111,7 +139,9 @@ def test_a_precise_datum_and_a_score_alone():
     x = np.asarray(run(rtk.RTKParticleGibbs(precise)).get_samples()["x"])
     assert abs(x[:, 1].std() / exact - 1.0) < 0.05
     assert abs(x[:, 0].std() - 1.0) < 0.05
-    raw = np.asarray(run(rtk.RTKULD(precise)).get_samples()["x"])
+    published = rtk.RTKULD(precise)
+    assert "`rtk.RTKParticleGibbs`" in published.guarantee
+    raw = np.asarray(run(published).get_samples()["x"])
     assert raw[:, 1].std() / exact > 2.0
 
 

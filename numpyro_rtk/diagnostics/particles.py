@@ -1,0 +1,116 @@
+"""What a finished run of ``RTKParticleGibbs`` says about itself, for ``rtk.diagnose``."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numpyro_rtk.diagnostics.evidence import log_evidence
+from numpyro_rtk.diagnostics.finished import fields_of
+
+__all__ = ["ParticleDiagnosis", "diagnose_particles"]
+
+# A chain that moves less often than this, and a level with a smaller part of its particles.
+_STAYS, _DEGENERATE, _FEW = 0.5, 0.1, 4.0
+_DIVERGING = 0.01
+# An evidence with a larger error says nothing.
+_UNKNOWN = 0.5
+
+
+class ParticleDiagnosis(NamedTuple):
+    """What :func:`diagnose` found of particles; ``print`` it.
+
+    Attributes:
+        moved: share of the draws that moved, of each chain, ``(chains,)``.
+        sample_size: mean effective number of particles at every level, ``(K + 1,)``.
+        num_particles: n.
+        log_evidence: estimate and its standard error; see :func:`log_evidence`.
+        problems: sentences that say what is wrong and what to change; empty if nothing.
+        limits: what no diagnostic of this run can exclude.
+    """
+
+    moved: np.ndarray
+    sample_size: np.ndarray
+    num_particles: int
+    log_evidence: tuple[float, float]
+    problems: tuple[str, ...]
+    limits: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The report."""
+        worst = int(self.sample_size.argmin())
+        value, error = self.log_evidence
+        lines = [
+            f"particles: {self.num_particles} at {len(self.sample_size)} levels, least "
+            f"effective number {self.sample_size[worst]:.1f} (level {worst})",
+            f"draws that moved: {self.moved.mean():.2f} (fewest {self.moved.min():.2f})",
+            f"log evidence: {value:.3f} +- {error:.3f}",
+        ]
+        problems = self.problems or ("no fault found; see also R-hat and ESS",)
+        return "\n".join(lines + [f"- {text}" for text in (*problems, *self.limits)])
+
+
+def diagnose_particles(mcmc: Any) -> ParticleDiagnosis:
+    """The report of :func:`diagnose` on an ``RTKParticleGibbs`` run."""
+    fields, kernel = fields_of(mcmc), mcmc.sampler
+    found = ParticleDiagnosis(
+        moved=fields["accept_prob"].mean(axis=1),
+        sample_size=fields["sample_size"].mean(axis=(0, 1)),
+        num_particles=kernel.num_particles,
+        log_evidence=log_evidence(mcmc),
+        problems=(),
+        limits=(_limit(kernel),),
+    )
+    diverging = float(fields["diverging"].mean())
+    says = (_says_stays, _says_degenerate, _says_unknown)
+    problems = [text for say in says if (text := say(found)) is not None]
+    if diverging > _DIVERGING:
+        problems.append(
+            f"{100 * diverging:.0f} % of the draws have no density: the likelihood is NaN "
+            "or -inf where the learned prior is."
+        )
+    return found._replace(problems=tuple(problems))
+
+
+def _says_stays(found: ParticleDiagnosis) -> str | None:
+    if found.moved.min() >= _STAYS or found.num_particles == 1:
+        return None
+    return (
+        f"Some chain moves in {100 * found.moved.min():.0f} % of its draws alone: no fresh "
+        "particle is worth as much as the path it has. Give more `num_particles`, or more "
+        "`num_levels`."
+    )
+
+
+def _says_degenerate(found: ParticleDiagnosis) -> str | None:
+    least = max(_DEGENERATE * found.num_particles, min(_FEW, found.num_particles))
+    few = np.flatnonzero(found.sample_size < least)
+    if not few.size:
+        return None
+    return (
+        f"Few particles are left at level(s) {', '.join(map(str, few))} (effective "
+        f"number {found.sample_size.min():.1f} of {found.num_particles}): modes may be lost there. "
+        "Give more `num_levels`, so that one step does less, or more `num_particles`."
+    )
+
+
+def _says_unknown(found: ParticleDiagnosis) -> str | None:
+    if found.log_evidence[1] < _UNKNOWN:
+        return None
+    return (
+        f"The log evidence is unknown: its error is {found.log_evidence[1]:.2f}. The "
+        "particles of different draws do not agree; give more `num_particles`."
+    )
+
+
+def _limit(kernel: Any) -> str:
+    if not kernel.has_energy:
+        return (
+            "With a score alone the prior is what the network draws in "
+            f"{kernel.num_levels} Gaussian steps, which is not the data's law even where "
+            "every score is right: run again with twice the `num_levels`, and see whether "
+            "results move."
+        )
+    return (
+        "Not excluded: modes far narrower than those found, which particles lose on the "
+        "way down. `rtk.check_modes(mcmc)` looks again, with more."
+    )
