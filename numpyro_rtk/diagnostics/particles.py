@@ -88,7 +88,8 @@ def _says_degenerate(found: ParticleDiagnosis) -> str | None:
         return None
     return (
         f"Few particles are left at level(s) {', '.join(map(str, few))} (effective "
-        f"number {found.sample_size.min():.1f} of {found.num_particles}): modes may be lost there. "
+        f"number {found.sample_size.min():.1f} of {found.num_particles}): modes may be "
+        "lost there. "
         "Give more `num_levels`, so that one step does less, or more `num_particles`."
     )
 
