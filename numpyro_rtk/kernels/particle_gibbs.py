@@ -98,6 +98,7 @@ class RTKParticleGibbs(PathKernel):
             noise for a likelihood more precise than its first level.
         likelihood_variance: c, the variance of the likelihood on the standardised scale
             that the particles' look ahead assumes; None: chosen in the first state.
+        path: see :class:`RTKMALA`.
         forward_mode_differentiation: see :class:`RTKMALA`.
 
     Raises:
@@ -120,12 +121,13 @@ class RTKParticleGibbs(PathKernel):
         num_levels: int | None = None,
         ladder: Ladder = "log_snr",
         likelihood_variance: float | None = None,
+        path: str | None = None,
         forward_mode_differentiation: bool = False,
     ):
         super().__init__(
             model,
             score=score,
-            path=None,
+            path=path,
             forward_mode_differentiation=forward_mode_differentiation,
         )
         check_positive_int("num_particles", num_particles)
