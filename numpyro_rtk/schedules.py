@@ -231,7 +231,19 @@ class DDPM(_VariancePreserving):
         return f"DDPM({len(self.log_noise)} steps, noise {low:.3g} to {high:.3g})"
 
 
-class VE(Schedule):
+class _VarianceExploding(Schedule):
+    """Noise on top of the data as they are."""
+
+    def alpha(self, r: jax.Array) -> jax.Array:
+        """The signal's factor."""
+        return jnp.ones_like(r)
+
+    def sigma(self, r: jax.Array) -> jax.Array:
+        """The noise's standard deviation."""
+        return r
+
+
+class VE(_VarianceExploding):
     r"""The variance-exploding SDE: :math:`x = x_0 + \sigma e`, and the network is told.
 
     Y. Song et al., ICLR 2021, arXiv 2011.13456.
@@ -267,14 +279,6 @@ class VE(Schedule):
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.time_is = time_is
 
-    def alpha(self, r: jax.Array) -> jax.Array:
-        """The signal's factor."""
-        return jnp.ones_like(r)
-
-    def sigma(self, r: jax.Array) -> jax.Array:
-        """The noise's standard deviation."""
-        return r
-
     def time(self, r: jax.Array) -> jax.Array:
         """What the network is told."""
         if self.time_is == "sigma":
@@ -287,7 +291,7 @@ class VE(Schedule):
         return self.sigma_min, self.sigma_max
 
 
-class EDM(Schedule):
+class EDM(_VarianceExploding):
     r"""EDM: :math:`x = x_0 + \sigma e`, a denoiser D(x, sigma) or its raw network F.
 
     .. math:: D(x, \sigma) = \frac{\sigma_d^2}{\sigma^2 + \sigma_d^2}\, x
@@ -312,14 +316,6 @@ class EDM(Schedule):
         check_positive("sigma_data", sigma_data)
         check_bool("raw", raw)
         self.sigma_data, self.raw = float(sigma_data), bool(raw)
-
-    def alpha(self, r: jax.Array) -> jax.Array:
-        """The signal's factor."""
-        return jnp.ones_like(r)
-
-    def sigma(self, r: jax.Array) -> jax.Array:
-        """The noise's standard deviation."""
-        return r
 
     def time(self, r: jax.Array) -> jax.Array:
         """What the network is told."""

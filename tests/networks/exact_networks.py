@@ -96,7 +96,7 @@ class Exact(eqx.Module):
         """E[x_0 | x], every component's posterior mean by its share."""
         spread = alpha**2 * self.covariances + sigma**2 * jnp.eye(2)
         off = x - alpha * self.means
-        pulled = jnp.linalg.solve(spread, off[..., None])[..., 0]
+        pulled = jnp.einsum("jab,jb->ja", jnp.linalg.inv(spread), off)
         log_share = jnp.log(self.weights) - 0.5 * (
             jnp.sum(off * pulled, axis=-1) + jnp.linalg.slogdet(spread)[1]
         )
