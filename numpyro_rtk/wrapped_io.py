@@ -18,7 +18,7 @@ import numpy as np
 from numpyro_rtk import schedules
 from numpyro_rtk._file import as_leaves, from_arrays
 from numpyro_rtk.networks.shapes import as_event_shape
-from numpyro_rtk.networks.wrapped import PREDICTIONS, WrappedScore
+from numpyro_rtk.networks.wrapped import WrappedScore, check_reading
 
 __all__ = ["WRAPPED", "build_wrapped", "describe_wrapped", "name_of_network"]
 
@@ -93,11 +93,11 @@ def build_wrapped(
     described = header["wrapping"]
     shape = as_event_shape(described["event_shape"])
     low, high = header["noise_range"]
-    if described["predicts"] not in PREDICTIONS:
-        raise ValueError(f"`predicts` must be one of {PREDICTIONS}")
+    schedule = _schedule_template(*described["schedule"])
+    check_reading(described["predicts"], schedule)
     template = WrappedScore(
         network=_network_template(header, network),
-        schedule=_schedule_template(*described["schedule"]),
+        schedule=schedule,
         loc=np.zeros(shape),  # pyright: ignore[reportArgumentType]
         scale=np.zeros(shape),  # pyright: ignore[reportArgumentType]
         event_shape=shape,

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ def test_the_page_runs_and_is_right(tmp_path, monkeypatch, capsys):
     if not PAGE.exists():
         pytest.skip("the documentation is not in the source distribution")
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "trained_network"}
+    names: dict[str, Any] = {"__name__": "trained_network"}
     for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(compile(code, PAGE.name, "exec"), names)
     out = capsys.readouterr().out

@@ -25,8 +25,9 @@ _FEW_ROWS, _FEW_NUMBERS = (256, 1000), 64_000  # for each other reading; dim tim
 _SOME_LEVELS = slice(1, None, 2)
 
 # What counts as a problem: squared error per coordinate, of noise of variance 1.
-_LARGEST_EXCESS, _EXCESS_ERRORS = 0.02, 5.0
-_LEAST_GAIN = 0.01  # of another reading, mean over levels
+_LARGEST_EXCESS, _EXCESS_ERRORS = 0.02, 5.0  # of the error itself
+_LEAST_EXCESS = 0.002  # of what little noise is left to find where there is much
+_LEAST_GAIN = 0.003  # of another reading, mean over levels
 _AS_GOOD = 0.005  # a smaller mistake is named before a larger one that explains as much
 _FAR = 3.0  # of the rows from the process, in its own units
 
@@ -109,9 +110,8 @@ def check_score(key: jax.Array, density: Density, rows: np.ndarray) -> ScoreChec
     ]
     columns = [np.array(column) for column in zip(*found, strict=True)]
     check = ScoreCheck(noise, *columns, mistake=None, problems=())
-    is_bad = check.excess > np.maximum(
-        _LARGEST_EXCESS, _EXCESS_ERRORS * check.excess_error
-    )
+    allowed = np.maximum(_LARGEST_EXCESS * check.error, _LEAST_EXCESS)
+    is_bad = check.excess > np.maximum(allowed, _EXCESS_ERRORS * check.excess_error)
     is_bad |= ~np.isfinite(check.error)
     problems = list(_says_far(model_, rows))
     if not is_bad.any():

@@ -39,9 +39,9 @@ from numpyro_rtk.networks.shapes import as_event_shape
 from numpyro_rtk.noise import noise_to_signal, noise_variance, signal
 from numpyro_rtk.schedules import Schedule
 
-__all__ = ["PREDICTIONS", "WrappedScore", "as_pytree", "wrap"]
+__all__ = ["WrappedScore", "as_pytree", "check_reading", "wrap"]
 
-PREDICTIONS = ("noise", "data", "velocity", "score")
+_PREDICTIONS = ("noise", "data", "velocity", "score")
 _SMALLEST_NOISE = 0.01  # where a schedule names none: DDPM's own first step
 _ENOUGH_NOISE = 5.0  # a run from pure noise begins at 20
 
@@ -152,7 +152,7 @@ def wrap(
         )
     shape = as_event_shape(event_shape)
     check_bool("batched", batched)
-    _check_reading(predicts, schedule)
+    check_reading(predicts, schedule)
     model_ = WrappedScore(
         network=as_pytree(fn),
         schedule=schedule,
@@ -189,11 +189,16 @@ def _leaf_of_jax(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
-def _check_reading(predicts: Any, schedule: Any) -> None:
-    """Raise unless a network of this schedule can give this."""
-    if not isinstance(predicts, str) or predicts not in PREDICTIONS:
+def check_reading(predicts: Any, schedule: Any) -> None:
+    """Raise unless a network of this schedule can give this.
+
+    Raises:
+        TypeError: for a schedule that is none.
+        ValueError: for an unknown prediction, or one that the schedule has not.
+    """
+    if not isinstance(predicts, str) or predicts not in _PREDICTIONS:
         raise ValueError(
-            f"`predicts` must be one of {PREDICTIONS}; got {predicts!r:.80}. A network "
+            f"`predicts` must be one of {_PREDICTIONS}; got {predicts!r:.80}. A network "
             'trained to find the noise that was added gives "noise", a denoiser "data".'
         )
     if not isinstance(schedule, Schedule):

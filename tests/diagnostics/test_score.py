@@ -147,6 +147,12 @@ WRONG = {
         None,
         "not have mean zero",
     ),
+    "another rate": (
+        # noticed; too small to be told from what training leaves
+        wrapped("VP", "noise", schedule=schedules.VP(0.1, 14.0)),
+        None,
+        "not have mean zero",
+    ),
     "own density in its network's time": (
         Own(exact("VP", "score")),
         "the clock of VP(0.1, 20.0)",
