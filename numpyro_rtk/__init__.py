@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from numpyro_rtk import schedules
 from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.diagnostics.evidence import log_evidence
@@ -58,6 +59,7 @@ __all__ = [
     "log_evidence",
     "pareto_k",
     "save",
+    "schedules",
     "weighted_sample_size",
 ]
 

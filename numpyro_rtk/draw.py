@@ -152,9 +152,14 @@ def _draw_with(keys, density, process, predictor, settings, inner) -> jax.Array:
 _compiled = eqx.filter_jit(_draw_with)
 
 
+_Jitted = type(
+    jax.jit(lambda: None)
+)  # as jax.nn.silu is, the activation of many networks
+
+
 def _is_fixed(leaf: Any) -> bool:
     """Whether it is an array, or else can only be what it is."""
-    plain = bool | int | float | str | types.FunctionType | jax.custom_jvp
+    plain = bool | int | float | str | types.FunctionType | jax.custom_jvp | _Jitted
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | plain)
 
 

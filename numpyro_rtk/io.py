@@ -6,7 +6,7 @@ around it)::
     {"format": "numpyro_rtk model", "model": "EnergyModel", "network": "EnergyMLP",
      "hyperparameters": {"event_shape": [2], "width": 64, "depth": 3},
      "noise_range": [0.02, 20.0], "reach": 5.0, "uses_network": true, "sites": null,
-     "condition_shape": null, "base": ["NoisedMixture", 1]}
+     "condition_shape": null, "base": ["NoisedMixture", 1], "wrapping": null}
 
 and each array the name of where it stands: ``network.trunk.inward``, ``base.variances``.
 
@@ -14,7 +14,8 @@ Loading builds the network from its hyperparameters, by a name looked up in a fi
 (and in what the caller passes), fills in the arrays, which must be of its shapes and
 types, lets the model check its own numbers, and describes it again: where that is not the
 header, the file is refused. Saving does the same first, so that what is saved can be
-loaded, and drawn from.
+loaded, and drawn from. What ``wrapping`` says of a network that was trained elsewhere is in
+:mod:`numpyro_rtk.wrapped_io`.
 """
 
 import json
@@ -42,7 +43,14 @@ from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
 from numpyro_rtk.networks.shapes import as_condition_shape, as_event_shape
 from numpyro_rtk.networks.site import SiteSpec
+from numpyro_rtk.networks.wrapped import WrappedScore, as_pytree
 from numpyro_rtk.sites import check_sites
+from numpyro_rtk.wrapped_io import (
+    WRAPPED,
+    build_wrapped,
+    describe_wrapped,
+    name_of_network,
+)
 
 __all__ = ["load", "save"]
 
@@ -51,7 +59,7 @@ _KIND = Kind(
     argument="path",
     keys=(
         *("model", "network", "hyperparameters", "noise_range", "reach"),
-        *("uses_network", "sites", "condition_shape", "base"),
+        *("uses_network", "sites", "condition_shape", "base", "wrapping"),
     ),
     remedy="Give the path of a file that `rtk.save` has written, or save it anew.",
 )
@@ -66,24 +74,31 @@ _NETWORKS: dict[str, Any] = {
 }
 
 
-def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
+def save(
+    path: str | os.PathLike, model_: EnergyModel | ScoreModel | WrappedScore
+) -> None:
     """Write a model to one file, replacing it only once it is complete.
 
     Args:
         path: of the file; its folder must exist. Of a symbolic link, the file that it
             leads to is written.
-        model_: an :class:`EnergyModel` or a :class:`ScoreModel`. A network class of
-            your own is written by its name and ``hyperparameters()``; pass the class to
-            :func:`load`.
+        model_: an :class:`EnergyModel` or a :class:`ScoreModel`, also one
+            :meth:`~ScoreModel.from_network`. A network class of your own is written by its
+            name and ``hyperparameters()``; pass the class to :func:`load`. Of any other
+            callable the arrays alone are written.
 
     Raises:
         FileNotFoundError: where the folder does not exist.
         TypeError: for anything but a model, for hyperparameters that JSON does not
-            hold, and for arrays of types that the format does not know.
+            hold, for arrays of types that the format does not know, and for a wrapped
+            function that holds no arrays.
         ValueError: for a conditional model that is bound to a condition, and for one
             that cannot be drawn from (NaN, variances or scales that are not positive) or
             that its ``hyperparameters()`` do not describe.
     """
+    if isinstance(model_, WrappedScore):
+        _save_wrapped(path, model_)
+        return
     model_class = type(model_).__name__
     if _MODELS.get(model_class) is not type(model_):
         raise TypeError(
@@ -117,14 +132,32 @@ def save(path: str | os.PathLike, model_: EnergyModel | ScoreModel) -> None:
     write(path, _KIND, header, arrays)
 
 
+def _save_wrapped(path: str | os.PathLike, model_: WrappedScore) -> None:
+    """The same of a network that was trained elsewhere."""
+    arrays, header = to_arrays(model_, "model_"), _described_wrapped(model_)
+    network: Any = model_.network
+    if header["hyperparameters"] is not None:
+        network = type(network)
+    try:
+        _built_wrapped(header, arrays, {header["network"]: network})
+    except Exception as error:  # of a user's own network, anything
+        raise ValueError(
+            "`model_` must be one that can be loaded again and drawn from: "
+            f"{str(error).rstrip('.')}. Nothing was written; correct it."
+        ) from error
+    write(path, _KIND, header, arrays)
+
+
 def load(
-    path: str | os.PathLike, *, networks: Sequence[type] = ()
-) -> EnergyModel | ScoreModel:
+    path: str | os.PathLike, *, networks: Sequence[Any] = ()
+) -> EnergyModel | ScoreModel | WrappedScore:
     """Read a model written by :func:`save`, equal to the last bit.
 
     Args:
         path: of the file.
-        networks: network classes of your own that the file may name.
+        networks: network classes of your own that the file may name; of a wrapped network
+            without ``hyperparameters()`` a callable of the same structure, whose arrays
+            are replaced.
 
     Returns:
         The model.
@@ -145,22 +178,24 @@ def load(
             f"{sorted(known)}. Pass the class: `load(path, networks=[...])`."
         )
     with refusing(path, _KIND):
-        return _built(header, arrays, known)
+        build = _built_wrapped if header["model"] == WRAPPED else _built
+        return build(header, arrays, known)
 
 
 def _known_networks(networks: Any) -> dict[str, Any]:
     """All networks by name."""
-    is_sequence = isinstance(networks, list | tuple | set)
-    if not is_sequence or not all(isinstance(cls, type) for cls in networks):
+    if not isinstance(networks, list | tuple | set) or not all(map(callable, networks)):
         raise TypeError(
-            f"`networks` must be a list of network classes; got {networks!r:.80}. Write "
-            "`load(path, networks=[MyNetwork])`."
+            "`networks` must be a list of network classes, or of wrapped callables; got "
+            f"{networks!r:.80}. Write `load(path, networks=[MyNetwork])`."
         )
-    own = {cls.__name__: cls for cls in networks if cls not in _NETWORKS.values()}
-    if len(own) < len({*networks} - {*_NETWORKS.values()}) or own.keys() & _NETWORKS:
+    given = [cls if isinstance(cls, type) else as_pytree(cls) for cls in networks]
+    theirs = [cls for cls in given if cls not in _NETWORKS.values()]
+    own = {name_of_network(cls): cls for cls in theirs}
+    if len(own) < len(theirs) or own.keys() & _NETWORKS:
         raise TypeError(
             "`networks` must have names of their own, of each other and of the built-in "
-            f"{sorted(_NETWORKS)}; got {[cls.__name__ for cls in networks]}."
+            f"{sorted(_NETWORKS)}; got {[name_of_network(cls) for cls in given]}."
         )
     return {**_NETWORKS, **own}
 
@@ -181,6 +216,7 @@ def _described(model_: Any) -> dict[str, Any]:
         "sites": model_.sites,
         "condition_shape": model_.condition_shape,
         "base": [type(model_.base).__name__, *_base_sizes(model_.base)],
+        "wrapping": None,
     }
     try:
         return json.loads(json.dumps(header, allow_nan=False))
@@ -217,6 +253,24 @@ def _built(
             f"its {differing} must be those of the model that they describe; got "
             f"{[header[name] for name in differing]}"
         )
+    return model_
+
+
+def _described_wrapped(model_: WrappedScore) -> dict[str, Any]:
+    """The header, with what it has in common with the others in its place."""
+    unused = {"reach": None, "sites": None, "condition_shape": None, "base": None}
+    return {**describe_wrapped(model_), **unused, "uses_network": True}
+
+
+def _built_wrapped(
+    header: dict[str, Any], arrays: Mapping[str, np.ndarray], known: dict[str, Any]
+) -> WrappedScore:
+    """As :func:`_built`."""
+    model_ = build_wrapped(header, arrays, known[header["network"]])
+    again = _described_wrapped(model_)
+    differing = [name for name in _KIND.keys if not _is_same(again, header, name)]
+    if differing:
+        raise ValueError(f"its {differing} must be those of what they describe")
     return model_
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["plot_prior_check"]
+__all__ = ["plot_prior_check", "plot_score_check"]
 
 _MOST_POINTS = 2000  # in one panel
 
@@ -46,4 +46,25 @@ def plot_prior_check(check: Any) -> Any:
         panels[2].hist(values, bins, density=True, histtype="step", label=label)
     panels[2].set(title="log density", xlabel="nats")
     panels[2].legend(loc="upper left", fontsize="small")
+    return figure
+
+
+def plot_score_check(check: Any) -> Any:
+    """Error of the predicted noise by noise level, and the best Gaussian's.
+
+    Args:
+        check: what :func:`numpyro_rtk.check_prior` returned of a score alone.
+
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.0, 3.2), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(check.noise, check.error, "o-", label="the score")
+    panel.plot(check.noise, check.gaussian, "--", label="the best Gaussian")
+    panel.plot(check.noise, check.error - check.excess, ":", label="linearly corrected")
+    panel.set(xscale="log", xlabel="noise / signal", ylabel="error of the noise")
+    panel.legend(fontsize="small")
     return figure

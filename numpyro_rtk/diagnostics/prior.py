@@ -1,6 +1,6 @@
 """``rtk.check_prior``: can this learned prior be trusted? In numbers and in words."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,13 @@ import numpy as np
 from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC
 
-from numpyro_rtk.density import check_density, has_energy, loc_and_scale
+from numpyro_rtk.density import (
+    Density,
+    DensityWithEnergy,
+    check_density,
+    has_energy,
+    loc_and_scale,
+)
 from numpyro_rtk.diagnostics.comparison import (
     NUM_GROUPS,
     energy_distance,
@@ -21,6 +27,7 @@ from numpyro_rtk.diagnostics.comparison import (
     share_memorised,
 )
 from numpyro_rtk.diagnostics.evidence import log_evidence
+from numpyro_rtk.diagnostics.score import ScoreCheck, check_score
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.sites import (
     columns_of,
@@ -124,51 +131,70 @@ class PriorCheck(NamedTuple):
         return plot_prior_check(self)
 
 
+@overload
+def check_prior(
+    model_: DensityWithEnergy, held_out: Any, *, training: Any = None, key: Any = None
+) -> PriorCheck: ...
+
+
+@overload
+def check_prior(
+    model_: Density, held_out: Any, *, training: Any = None, key: Any = None
+) -> ScoreCheck: ...
+
+
 def check_prior(
     model_: Any, held_out: Any, *, training: Any = None, key: jax.Array | None = None
-) -> PriorCheck:
-    """Check a learned density against rows that it was not trained on.
+) -> PriorCheck | ScoreCheck:
+    """Check a learned density, or a score, against rows that it was not trained on.
 
-    The density's own draws come from :class:`RTKReplicaExchange`, exact for the density
+    A density's own draws come from :class:`RTKReplicaExchange`, exact for the density
     as it is; so what differs from the held-out rows is the density's error (or theirs:
     every comparison has the error that two samples of one law would have beside it).
 
+    A score alone is checked by what it is: at every noise level, how well it finds the
+    noise that was added to held-out rows, and whether what it leaves has the mean zero
+    that Tweedie's formula gives it. Where it has not, other readings of the same network
+    (another prediction, sign, schedule or scale) are tried on the same rows, and one that
+    is clearly better is named. Weights of modes far apart are not seen by a score.
+
     Args:
-        model_: an :class:`EnergyModel`, or any density with an energy.
+        model_: an :class:`EnergyModel`, any density with an energy, or with a score alone.
         held_out: rows of the same kind as those it was trained on: an array, or a dict
             of named sites. At least 100 rows.
-        training: the training rows; says whether the model has memorised them.
+        training: the training rows; says whether a model with an energy has memorised
+            them.
         key: random key; None for a fixed one.
 
     Returns:
-        Numbers, sentences, and what a figure needs.
+        Numbers, sentences, and what a figure needs: a :class:`PriorCheck`, or of a score
+        alone a :class:`~numpyro_rtk.diagnostics.score.ScoreCheck`.
 
     Raises:
-        TypeError: for a density without an energy.
+        TypeError: for what is no density.
         ValueError: for rows of another shape, outside the support, too few, or with a
             coordinate that never changes.
     """
     check_density("model_", model_)
-    if not has_energy(model_):
-        raise TypeError(
-            "`model_` must have an energy: a score alone gives no density to check; got "
-            f"{type(model_).__name__}. Train an EnergyModel."
-        )
     rows = _rows("held_out", held_out, model_)
     if len(rows) < _FEWEST_ROWS:
         raise ValueError(
             f"`held_out` must have at least {_FEWEST_ROWS} rows; got {len(rows)}."
         )
-    doubts = _doubts(rows, model_)
+    doubts = _no_density(_doubts(rows, model_))
     rng = np.random.default_rng(0)
     rows = rows[rng.permutation(len(rows))]
+    key = jr.key(0) if key is None else key
+    if not has_energy(model_):
+        found = check_score(key, model_, rows)
+        return found._replace(problems=(*doubts, *found.problems))
     shape = tuple(model_.event_shape)
     log_density_of = jax.jit(
         jax.vmap(lambda x: model_.log_density(x.reshape(shape), 0.0))
     )
     evaluate = lambda x: np.asarray(log_density_of(jnp.asarray(x)), float)
     start = _start(model_, rows, evaluate)
-    chains, offset = _own_draws(jr.key(0) if key is None else key, model_, start)
+    chains, offset = _own_draws(key, model_, start)
     memorised = np.nan
     if training is not None:
         known = _rows("training", training, model_)
@@ -176,7 +202,7 @@ def check_prior(
     found = _compare(chains, rows, evaluate, rng)._replace(
         offset=offset, memorised=memorised
     )
-    return found._replace(problems=(*_no_density(doubts), *_problems(found)))
+    return found._replace(problems=(*doubts, *_problems(found)))
 
 
 def _compare(chains: np.ndarray, rows: np.ndarray, evaluate, rng) -> PriorCheck:

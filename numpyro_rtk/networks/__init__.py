@@ -7,6 +7,7 @@ from numpyro_rtk.networks.energy_unet import EnergyUNet
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
 from numpyro_rtk.networks.score_mlp import ScoreMLP
 from numpyro_rtk.networks.score_unet import ScoreUNet
+from numpyro_rtk.networks.wrapped import WrappedScore
 
 __all__ = [
     "AbstractEnergyNetwork",
@@ -18,4 +19,5 @@ __all__ = [
     "ScoreMLP",
     "ScoreModel",
     "ScoreUNet",
+    "WrappedScore",
 ]

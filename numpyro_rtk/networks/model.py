@@ -7,6 +7,8 @@ user's scale and ``t`` in OU time, a scalar or broadcastable to ``batch``.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,7 +20,9 @@ from numpyro_rtk.gaussians import NoisedMixture
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.condition import Conditional, Conditioning
 from numpyro_rtk.networks.site import SiteSpec
+from numpyro_rtk.networks.wrapped import WrappedScore, wrap
 from numpyro_rtk.noise import noise_variance
+from numpyro_rtk.schedules import Schedule
 
 __all__ = ["EnergyModel", "ScoreModel"]
 
@@ -129,8 +133,10 @@ class ScoreModel(Conditional):
     ``RTKMALA(score=model_, inner=MALA(acceptance="simpson"))``) and gives posteriors under
     the law that it draws (``RTKParticleGibbs(model)``). Where a log density is needed (an
     exact acceptance, weights, exchanges, ``log_prob`` and hence NUTS), train an
-    :class:`EnergyModel`. Times and conditions are treated as
-    there.
+    :class:`EnergyModel`. Times and conditions are treated as there.
+
+    A network that was trained elsewhere, on noise, data, velocities or scores, becomes such
+    a density by :meth:`from_network`.
 
     Attributes:
         network: the learned correction.
@@ -179,3 +185,65 @@ class ScoreModel(Conditional):
     def _score(self, x: jax.Array, t: jax.Array) -> jax.Array:
         t = _clamped_time(t, self.noise_range[0])
         return self.score_standardised((x - self.loc) / self.scale, t) / self.scale
+
+    @staticmethod
+    def from_network(
+        fn: Callable[..., Any],
+        event_shape: tuple[int, ...] | int,
+        *,
+        predicts: str,
+        schedule: Schedule,
+        loc: Any = 0.0,
+        scale: Any = 1.0,
+        batched: bool = False,
+        noise_range: tuple[float | None, float | None] | None = None,
+    ) -> WrappedScore:
+        """The score of a network that was trained elsewhere.
+
+        Where a fitted score can stand, it can: ``LearnedPrior``, ``RTKULD(score=...)``,
+        :func:`numpyro_rtk.check_prior` (which finds what was mistaken here),
+        :func:`numpyro_rtk.save`. Its arrays are part of the pytree, so that compiled
+        programs take them as arguments; arrays that a function encloses cannot be.
+
+        The score is held at the ends of the trained noise: below the smallest
+        noise-to-signal ratio r it is that at the smallest, above the largest that at the
+        largest. VP, EDM, OU and the flows name no smallest one, and are asked from
+        r = 0.01 on.
+
+        Args:
+            fn: ``fn(x, time)`` of one item, ``event_shape`` and ``()`` -> ``event_shape``:
+                an equinox module, ``functools.partial(apply, params)`` of flax or haiku,
+                or any JAX function. ``x`` and ``time`` are the schedule's own.
+            event_shape: shape of one item.
+            predicts: ``"noise"``, ``"data"``, ``"score"``, or ``"velocity"``: of ``VP``,
+                ``DDPM`` and ``OU`` that is ``alpha e - sigma x_0``, of the two flows
+                theirs.
+            schedule: one of :mod:`numpyro_rtk.schedules`.
+            loc: the network was trained on ``(x - loc) / scale``; broadcastable to
+                ``event_shape``.
+            scale: the same. Runs start at N(loc, scale**2), so that the data should not be
+                much wider than that.
+            batched: whether ``fn`` wants a leading axis, ``(1, *event_shape)`` and
+                ``(1,)``.
+            noise_range: smallest and largest noise-to-signal ratio that the network is
+                asked at, where it is not the schedule's; an entry of None is open.
+
+        Returns:
+            A density with a score alone.
+
+        Raises:
+            TypeError: for a ``fn`` that is not callable, or another ``schedule``.
+            ValueError: for an unknown ``predicts``, one that the schedule has not
+                (velocity with VE), shapes that do not fit, a ``fn`` that returns another
+                shape or what is not finite.
+        """
+        return wrap(
+            fn,
+            event_shape,
+            predicts=predicts,
+            schedule=schedule,
+            loc=loc,
+            scale=scale,
+            batched=batched,
+            noise_range=noise_range,
+        )

@@ -220,14 +220,3 @@ def test_rows_on_a_support_are_taken_as_they_are(exact, monkeypatch):
 def test_bad_rows_are_refused(rows, message):
     with pytest.raises(ValueError, match=message):
         rtk.check_prior(mixture(), rows)
-
-
-def test_a_score_alone_is_refused():
-    class ScoreOnly:
-        event_shape = (2,)
-
-        def score(self, x, t):
-            return -x
-
-    with pytest.raises(TypeError, match="must have an energy"):
-        rtk.check_prior(ScoreOnly(), ROWS)

@@ -1,0 +1,39 @@
+"""The page on networks trained elsewhere: it runs, and what it says is so."""
+
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "trained-network.md"
+
+
+def test_the_page_runs_and_is_right(tmp_path, monkeypatch, capsys):
+    """1,000 draws against 1,000 held-out moons: a share has a standard error of .022."""
+    if not PAGE.exists():
+        pytest.skip("the documentation is not in the source distribution")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "trained_network"}
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(compile(code, PAGE.name, "exec"), names)
+    out = capsys.readouterr().out
+    assert "ScoreModel.from_network(Network, event_shape=(2,), predicts='noise'" in out
+    assert "- nothing found" in out
+    assert names["found"].mistake == "the output is noise, taken for a score"
+    draws, rows = np.asarray(names["draws"]), names["held_out"]
+    np.testing.assert_allclose(draws.mean(axis=0), rows.mean(axis=0), atol=0.12)
+    np.testing.assert_allclose(draws.std(axis=0), rows.std(axis=0), rtol=0.1)
+    # the distance to the two half circles: not that of a Gaussian with these moments
+    angle = np.linspace(0.0, np.pi, 200)
+    upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    curve = np.concatenate([upper, [1.0, 0.5] - upper])
+    off = lambda x: np.linalg.norm(x[:, None] - curve, axis=-1).min(axis=1).mean()
+    rng = np.random.default_rng(0)
+    blurred = rng.multivariate_normal(rows.mean(axis=0), np.cov(rows.T), 1000)
+    assert off(draws) < 1.6 * off(rows)
+    assert off(blurred) > 2.5 * off(rows)
+    np.testing.assert_array_equal(
+        names["again"].score(rows[:5], 0.1), names["score"].score(rows[:5], 0.1)
+    )
