@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk import paths
-from numpyro_rtk.core.annealed import Plan, RunNoise, anneal_down
+from numpyro_rtk.core.annealed import Plan, anneal_down
 from numpyro_rtk.core.inner import (
     InnerInfo,
     InnerSampler,
@@ -25,6 +25,7 @@ from numpyro_rtk.core.inner import (
     unstretch_score,
 )
 from numpyro_rtk.core.mala import MALA
+from numpyro_rtk.core.run_noise import RunNoise
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.density import loc_and_scale, standardised
@@ -169,7 +170,7 @@ def draw(
     limited = FirstSteps(inner, num_steps)
     path = paths.prior_path(standardised(density))
     steps = (most_steps,) * SEGMENTS
-    noise = RunNoise.draw(key, plan, limited, steps, (n,))
+    noise = RunNoise.draw(key, plan.scale, limited, steps, (n,))
     run = jax.vmap(lambda one: anneal_down(one, path, plan, limited, steps))(noise)
     loc, scale = loc_and_scale(density)
     return loc + scale * run.position

@@ -29,18 +29,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from numpyro_rtk.core.inner import (
-    InnerNoise,
-    InnerSampler,
-    StepNoise,
-    draw_noise,
-    draw_numbers,
-    normal_shapes,
-    take_steps,
-)
+from numpyro_rtk.core.inner import InnerNoise, InnerSampler, draw_noise, take_steps
 from numpyro_rtk.core.multistep import Multistep, clean_mean, predict, remember
+from numpyro_rtk.core.run_noise import RunNoise
 from numpyro_rtk.core.segment import (
     DensityFn,
     Evaluation,
@@ -60,7 +52,6 @@ __all__ = [
     "Path",
     "Plan",
     "Run",
-    "RunNoise",
     "anneal_down",
     "anneal_up",
     "inner_steps",
@@ -98,64 +89,6 @@ class Local(NamedTuple):
     num_steps: int
     step_size: jax.Array
     scale: jax.Array
-
-
-class RunNoise(NamedTuple):
-    """Random numbers of one run, down or up.
-
-    Attributes:
-        top: standard normals where a run down begins, ``(dim,)``.
-        cross: those of the Gaussian proposals, or of the noising, ``(K, dim)``.
-        steps: of the inner steps, leading axis K.
-        choose: a uniform, to decide among runs.
-    """
-
-    top: jax.Array
-    cross: jax.Array
-    steps: InnerNoise
-    choose: jax.Array
-
-    @classmethod
-    def draw(
-        cls,
-        key: jax.Array,
-        plan: Plan,
-        inner: InnerSampler,
-        num_steps: Sequence[int],
-        leading: tuple[int, ...] = (),
-    ) -> "RunNoise":
-        """For runs ``leading`` in one call, which costs time to compile.
-
-        Args:
-            key: PRNG key.
-            plan: of which the sizes and the type are read.
-            inner: the inner sampler.
-            num_steps: K static integers, inner steps per segment, lowest segment first.
-            leading: axes of runs.
-        """
-        (num_segments, dim), dtype = plan.scale.shape, plan.scale.dtype
-        # nothing is drawn for the segments without steps; most have none
-        stepping = [k for k, steps in enumerate(num_steps) if steps]
-        num, most = len(stepping), max(num_steps)
-        inner_shapes = [(num, *shape) for shape in normal_shapes(inner, most, dim)]
-        (top, cross, start, normal), (choose, uniform) = draw_numbers(
-            key,
-            leading,
-            [(dim,), (num_segments, dim), *inner_shapes],
-            [(), (num, most)],
-            dtype,
-        )
-        row = {k: i for i, k in enumerate(stepping)}
-        index = np.array([row.get(k, num) for k in range(num_segments)])
-
-        def spread(leaf):  # zeros where there is no step
-            none = jnp.zeros((*leading, 1, *leaf.shape[len(leading) + 1 :]), dtype)
-            return jnp.take(
-                jnp.concatenate([leaf, none], len(leading)), index, len(leading)
-            )
-
-        steps = jax.tree.map(spread, InnerNoise(start, StepNoise(normal, uniform)))
-        return cls(top, cross, steps, choose)
 
 
 class Run(NamedTuple):

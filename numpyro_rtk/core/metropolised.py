@@ -16,11 +16,11 @@ from numpyro_rtk.core.annealed import (
     Path,
     Plan,
     Run,
-    RunNoise,
     anneal_down,
     anneal_up,
 )
 from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.run_noise import RunNoise
 from numpyro_rtk.core.segment import Evaluation
 
 __all__ = ["Transition", "metropolised"]
@@ -60,7 +60,7 @@ def metropolised(
         num_steps: K static integers, inner steps per segment, lowest segment first.
         num_candidates: P, fresh runs per transition.
     """
-    noise = RunNoise.draw(key, plan, inner, num_steps, (num_candidates + 1,))
+    noise = RunNoise.draw(key, plan.scale, inner, num_steps, (num_candidates + 1,))
     of_up, of_down = (
         jax.tree.map(lambda leaf, i=i: leaf[i], noise) for i in (0, slice(1, None))
     )

@@ -14,7 +14,6 @@ from numpyro_rtk.core.annealed import (
     Local,
     Plan,
     Run,
-    RunNoise,
     anneal_down,
     num_evals,
     num_evals_predicted,
@@ -22,6 +21,7 @@ from numpyro_rtk.core.annealed import (
 )
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.core.metropolised import metropolised
+from numpyro_rtk.core.run_noise import RunNoise
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.warmup.adapt import Frame
 from numpyro_rtk.core.warmup.annealed import (
@@ -282,7 +282,7 @@ class AnnealedKernel(PathKernel):
                 key_down, top, bound.path, levels, adapt.multistep, local, inner
             )
         plan = self._plan(adapt)
-        noise = RunNoise.draw(key, plan, inner, steps)
+        noise = RunNoise.draw(key, plan.scale, inner, steps)
         return anneal_down(noise, bound.path, plan, inner, steps)
 
     def _frame(self, state):

@@ -12,13 +12,13 @@ from scipy import stats
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import (
     Plan,
-    RunNoise,
     _steps_ratio,
     anneal_down,
     anneal_up,
     num_evals,
 )
 from numpyro_rtk.core.mala import MALA
+from numpyro_rtk.core.run_noise import RunNoise
 from numpyro_rtk.core.segment import Evaluation, paper_segment_between
 from numpyro_rtk.core.uld import ULD
 from numpyro_rtk.density import standardised
@@ -77,7 +77,7 @@ def posterior_problem(num_segments=5, likelihood_variance=VARIANCE, paper_start=
 
 def run_down(key, path, plan, inner, num_steps, n=N):
     def one(key):
-        noise = RunNoise.draw(key, plan, inner, num_steps)
+        noise = RunNoise.draw(key, plan.scale, inner, num_steps)
         return anneal_down(noise, path, plan, inner, num_steps)
 
     return jax.jit(jax.vmap(one))(jr.split(key, n))
@@ -87,7 +87,7 @@ def run_up(key, path, plan, inner, num_steps, draws):
     draws, bottom = jnp.asarray(draws, jnp.float32), level_zero(plan.levels)
 
     def one(key, x):
-        noise = RunNoise.draw(key, plan, inner, num_steps)
+        noise = RunNoise.draw(key, plan.scale, inner, num_steps)
         return anneal_up(noise, x, path(x, bottom), path, plan, inner, num_steps)
 
     return jax.jit(jax.vmap(one))(jr.split(key, len(draws)), draws)
@@ -202,7 +202,7 @@ def test_one_gaussian_has_weights_without_variance(key):
     plan = Plan(paths.levels_of(times, 1.0), segments, jnp.full(5, 0.8), scale)
     path = paths.prior_path(standardised(gaussian.jax()))
     for num_steps in ((0,) * 5, (2, 0, 0, 1, 1)):
-        noise = RunNoise.draw(key, plan, MALA(), num_steps, (100,))
+        noise = RunNoise.draw(key, plan.scale, MALA(), num_steps, (100,))
         run = jax.vmap(
             lambda one, steps=num_steps: anneal_down(one, path, plan, MALA(), steps)
         )(noise)
@@ -229,7 +229,7 @@ def test_num_evals_is_what_a_run_costs(num_steps, inner):
         jax.debug.callback(lambda: calls.append(None))
         return base(u, level)
 
-    noise = RunNoise.draw(jr.key(0), plan, inner, num_steps)
+    noise = RunNoise.draw(jr.key(0), plan.scale, inner, num_steps)
     run = jax.jit(
         lambda noise: anneal_down(noise, path, plan, inner, num_steps).position
     )
@@ -248,7 +248,7 @@ def test_one_program_for_equal_steps_in_a_row():
         return base(u, level)
 
     def run(k, steps):
-        noise = RunNoise.draw(k, plan, MALA(), steps)
+        noise = RunNoise.draw(k, plan.scale, MALA(), steps)
         return anneal_down(noise, path, plan, MALA(), steps)
 
     counts = {}
