@@ -4,9 +4,11 @@ import pathlib
 import re
 from typing import Any
 
+import jax.random as jr
 import numpy as np
 import pytest
 
+KEY = jr.key(9)
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "trained-network.md"
 
 
@@ -37,3 +39,14 @@ def test_the_page_runs_and_is_right(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(
         names["again"].score(rows[:5], 0.1), names["score"].score(rows[:5], 0.1)
     )
+    # the posterior under what the network draws: its own draws, weighted by the likelihood
+    x = np.asarray(names["mcmc"].get_samples()["x"])
+    more = np.asarray(names["rtk"].LearnedPrior(names["score"]).sample(KEY, (20_000,)))
+    weight = np.exp(-0.5 * ((0.25 - more[:, 1]) / 0.1) ** 2)
+    mean = np.average(more[:, 1], weights=weight)
+    sd = np.sqrt(np.average((more[:, 1] - mean) ** 2, weights=weight))
+    np.testing.assert_allclose(x[:, 1].mean(), mean, atol=0.2 * sd)
+    np.testing.assert_allclose(x[:, 1].std(), sd, rtol=0.15)
+    left = np.average(more[:, 0] < 0.5, weights=weight)
+    assert abs(np.mean(x[:, 0] < 0.5) - left) < 0.1
+    assert "no fault found" in out

@@ -35,6 +35,7 @@ KERNELS = {
     "RTKReplicaExchange": rtk.RTKReplicaExchange,
     "RTKMALA": rtk.RTKMALA,
     "RTKULD": rtk.RTKULD,
+    "RTKParticleGibbs": rtk.RTKParticleGibbs,
 }
 RUNS, CHAINS = 3, 4
 
