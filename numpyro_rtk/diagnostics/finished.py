@@ -21,7 +21,7 @@ def fields_of(mcmc: Any) -> dict[str, np.ndarray]:
 
 def is_of_particles(mcmc: Any) -> bool:
     """Whether it is a run of ``RTKParticleGibbs``, by what it collects."""
-    return "sample_size" in mcmc.get_extra_fields()
+    return "sample_size" in mcmc.get_extra_fields(group_by_chain=True)
 
 
 def exchange_field(mcmc: Any, name: str) -> np.ndarray:
