@@ -192,16 +192,15 @@ class RTKReplicaExchange(ExchangeReader):
     @property
     def num_evals(self) -> int:
         """Network evaluations of one draw of one chain."""
-        # the replicas are evaluated anew before each draw: the data may be others
+        # replicas are evaluated anew: the data may be others
         pair = evals_per_sweep(self._inner, self.num_levels, self._num_inner_steps)
         return self.num_levels + 1 + self._num_sweeps * pair + 1
 
     def _check(self) -> None:
         if not self._problem.has_energy:
             raise TypeError(
-                "RTKReplicaExchange needs an energy, and the density has a score only. "
-                "Train an EnergyModel (`rtk.fit` without `network`), or use "
-                "`rtk.RTKParticleGibbs`, for which a score suffices."
+                "RTKReplicaExchange needs an energy, and the density has a score only: use "
+                "`rtk.RTKParticleGibbs`, or train an EnergyModel (`rtk.fit` alone)."
             )
 
     @property
