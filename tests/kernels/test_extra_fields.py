@@ -12,6 +12,7 @@ import pytest
 
 import numpyro_rtk as rtk
 from numpyro_rtk.kernels.exchange_state import ExchangeState, Tuned
+from numpyro_rtk.kernels.particle_gibbs import ParticleAdaptState, ParticleState
 from numpyro_rtk.kernels.state import AdaptState, RTKState
 from tests.kernels.conftest import SMALL, make_mcmc, model
 
@@ -34,6 +35,19 @@ KERNELS = {
                 "frame.loc",
                 "frame.scale",
                 "frame.origin",
+            )
+        ],
+    ),
+    "particles": (
+        lambda: rtk.RTKParticleGibbs(model, num_particles=8, num_levels=4),
+        ParticleState,
+        [
+            f"adapt_state.{name}"
+            for name in (
+                "likelihood_variance",
+                "prior.times",
+                "frame.loc",
+                "frame.scale",
             )
         ],
     ),
@@ -66,7 +80,7 @@ def test_every_field_has_chains_and_draws_first(case, method):
 
 UNKNOWN = {
     "field": ("energy", "'accept_prob'.*got 'energy'"),
-    "nested": ("adapt_state.mass", "'step_size'.*got 'mass'"),
+    "nested": ("adapt_state.mass", "'(step_size|likelihood_variance)'.*got 'mass'"),
 }
 
 
@@ -78,7 +92,10 @@ def test_an_unknown_field_is_refused_with_the_known_ones(case, name, message):
         mcmc.run(jr.key(0), DATA, extra_fields=(name,))
 
 
-@pytest.mark.parametrize("cls", [ExchangeState, Tuned, RTKState, AdaptState])
+@pytest.mark.parametrize(
+    "cls",
+    [ExchangeState, Tuned, RTKState, AdaptState, ParticleState, ParticleAdaptState],
+)
 def test_states_stay_plain_named_tuples(cls):
     state = cls(*map(float, range(len(cls._fields))))
     assert not hasattr(state, "energy")
