@@ -94,8 +94,9 @@ class RTKParticleGibbs(PathKernel):
         score: see :class:`RTKMALA`; a :class:`~numpyro_rtk.ScoreModel` suffices.
         num_particles: n; a draw costs ``n num_levels`` evaluations of the network.
         num_levels: K, noise levels.
-        ladder: as for :class:`RTKMALA`; by default ``"log_snr"``, drawn out to smaller
-            noise for a likelihood more precise than its first level.
+        ladder: as for :class:`RTKMALA`; by default ``"angle"``, on which the law that a
+            network draws is nearest to its own, with a fifth of its levels at smaller noise
+            for a likelihood more precise than its first one.
         likelihood_variance: c, the variance of the likelihood on the standardised scale
             that the particles' look ahead assumes; None: chosen in the first state.
         path: see :class:`RTKMALA`.
@@ -119,7 +120,7 @@ class RTKParticleGibbs(PathKernel):
         score: Any = None,
         num_particles: int = _NUM_PARTICLES,
         num_levels: int | None = None,
-        ladder: Ladder = "log_snr",
+        ladder: Ladder = "angle",
         likelihood_variance: float | None = None,
         path: str | None = None,
         forward_mode_differentiation: bool = False,

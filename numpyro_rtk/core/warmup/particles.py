@@ -34,8 +34,9 @@ _VARIANCES, _NUM_RUNS = np.geomspace(1e-4, 10.0, 6), 4
 NUM_PILOT = _NUM_RUNS * len(_VARIANCES)
 # Nats of mean log evidence that a smaller c may cost.
 _AS_GOOD = 0.5
-# The smallest noise of a ladder, as a part of the likelihood's standard deviation.
-_PART_OF_NOISE = 0.3
+# The smallest noise of a ladder, as a part of the likelihood's standard deviation; and one
+# level in so many is spent on noise below the first one's.
+_PART_OF_NOISE, _FINE = 0.3, 5
 
 RunOf = Callable[[jax.Array, jax.Array], Sweep]
 """``(key, c) -> Sweep``: one plain run down."""
@@ -65,17 +66,22 @@ def plan_at(
     Args:
         prior: mean squared scores at the ladder's times.
         likelihood_variance: c.
-        follows_likelihood: whether the ladder is drawn out to smaller noise where the
-            likelihood is more precise than its first level.
+        follows_likelihood: whether a part of the levels is spent on smaller noise where
+            the likelihood is more precise than the ladder's first level.
     """
     times = prior.times
-    if follows_likelihood and len(times) > 2:
+    num_fine = (len(times) - 1) // _FINE
+    if follows_likelihood and num_fine:
         noise = noise_to_signal(times[1:])
-        smallest = jnp.minimum(_PART_OF_NOISE * jnp.sqrt(likelihood_variance), noise[0])
-        # all levels move in proportion, those near the data most
-        part = jnp.log(noise / noise[-1]) / jnp.log(noise[0] / noise[-1])
-        finer = time_from_noise_to_signal(noise[-1] * (smallest / noise[-1]) ** part)
-        times = jnp.concatenate([times[:1], finer[:-1], times[-1:]])
+        smallest = _PART_OF_NOISE * jnp.sqrt(likelihood_variance)
+        # the rest keeps the ladder's shape: levels far apart would spoil the law of draws
+        place = jnp.linspace(0.0, len(noise) - 1.0, len(noise) - num_fine)
+        coarse = jnp.interp(place, jnp.arange(len(noise)), jnp.log(noise))
+        part = jnp.arange(num_fine) / num_fine
+        fine = (1.0 - part) * jnp.log(smallest) + part * jnp.log(noise[0])
+        finer = time_from_noise_to_signal(jnp.exp(jnp.concatenate([fine, coarse])))
+        finer = jnp.concatenate([times[:1], finer[:-1], times[-1:]])
+        times = jnp.where(smallest < noise[0], finer, times)
     return particle_plan(times, prior.at(times), likelihood_variance)
 
 
