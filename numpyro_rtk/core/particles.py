@@ -32,7 +32,16 @@ import jax.numpy as jnp
 
 from numpyro_rtk.core.annealed import log_reference
 from numpyro_rtk.core.inner import draw_numbers
-from numpyro_rtk.core.segment import Evaluation, Segment, segment_between
+from numpyro_rtk.core.resampling import sample_size
+from numpyro_rtk.core.segment import (
+    Evaluation,
+    Segment,
+    log_noising,
+    log_proposal,
+    sample_noising,
+    sample_proposal,
+    segment_between,
+)
 from numpyro_rtk.noise import noise_variance, signal
 
 __all__ = [
@@ -41,11 +50,10 @@ __all__ = [
     "Sweep",
     "SweepNoise",
     "Target",
+    "noised",
     "particle_plan",
     "sweep",
 ]
-
-_LOG_2PI = 1.8378770664093453
 
 # Log of a twist where the likelihood is zero: a twist must not be, since the state that it
 # looks ahead to may have one.
@@ -213,10 +221,10 @@ def sweep(
         chosen = _choose(log_weight, uniforms)
         chosen = chosen.at[0].set(0) if is_kept else chosen
         x, score, taken, pull = (leaf[chosen] for leaf in (x, score, taken, pull))
-        mean, spread = _proposal(segment, x, score, pull)
-        z = keep(mean + spread[None] * cross, row)
+        proposals = jax.vmap(_pulled, in_axes=(None, 0))(segment, pull)
+        z = keep(jax.vmap(sample_proposal)(proposals, x, score, cross), row)
         log_weight = _transition(segment, target, z, x, score) - taken
-        log_weight = log_weight - _log_normal(z - mean, spread)
+        log_weight = log_weight - jax.vmap(log_proposal)(proposals, z, x, score)
         return (z, log_weight), here
 
     x = keep(noise.top, path[-1] if is_kept else None)
@@ -234,7 +242,7 @@ def sweep(
     return Sweep(
         path=_way_back(noise.back[1:], x[chosen], above, target, plan.segments),
         log_evidence=jnp.sum(jax.nn.logsumexp(weights, axis=1) - jnp.log(len(x))),
-        sample_size=jax.vmap(_sample_size)(weights),
+        sample_size=len(x) * jax.vmap(sample_size)(weights),
         log_likelihood=log_likelihood[chosen],
         log_density=log_prior[chosen],
     )
@@ -281,25 +289,16 @@ def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
     return log_prior, log_likelihood
 
 
-def _proposal(segment: Segment, x, score, pull) -> tuple[jax.Array, jax.Array]:
-    """Mean ``(n, dim)`` and spread ``(dim,)``: the reverse kernel's, the mean pulled."""
-    mean = segment.mean_x * x + segment.mean_score * score
-    return mean + (jnp.square(segment.root) / segment.a)[None] * pull, segment.root
+def _pulled(segment: Segment, pull: jax.Array) -> Segment:
+    """The reverse kernel of one particle as its proposal: moved along the twist."""
+    return segment._replace(shift=jnp.square(segment.root) / segment.a * pull)
 
 
 def _transition(segment: Segment, target: Target, z, x, score) -> jax.Array:
     """Log density that leads from x to z, of the extended target; ``(n,)``."""
     if target.has_energy:
-        spread = jnp.broadcast_to(jnp.sqrt(segment.v), segment.root.shape)
-        return _log_normal(x - segment.a * z, spread)
-    mean = segment.mean_x * x + segment.mean_score * score
-    return _log_normal(z - mean, segment.root)
-
-
-def _log_normal(off: jax.Array, spread: jax.Array) -> jax.Array:
-    """Log density at ``off`` ``(n, dim)`` from the mean of normals of spread ``(dim,)``."""
-    volume = jnp.sum(jnp.log(spread)) + 0.5 * off.shape[-1] * _LOG_2PI
-    return -0.5 * jnp.sum(jnp.square(off / spread[None]), axis=-1) - volume
+        return jax.vmap(log_noising, in_axes=(None, 0, 0))(segment, x, z)
+    return jax.vmap(log_proposal, in_axes=(None, 0, 0, 0))(segment, z, x, score)
 
 
 def _choose(log_weight: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -313,6 +312,16 @@ def _usable(log_weight: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
 
 
-def _sample_size(log_weight: jax.Array) -> jax.Array:
-    weight = jnp.exp(log_weight - jnp.max(log_weight))
-    return jnp.square(jnp.sum(weight)) / jnp.sum(jnp.square(weight))
+def noised(noise: jax.Array, bottom: jax.Array, segments: Segment) -> jax.Array:
+    """A path ``(K + 1, dim)`` from ``bottom`` ``(dim,)`` up, from normals ``(K, dim)``.
+
+    With an energy these are the levels above a draw, given the draw.
+    """
+
+    def up(x, inputs):
+        segment, normal = inputs
+        x = sample_noising(segment, x, normal)
+        return x, x
+
+    _, rest = jax.lax.scan(up, bottom, (segments, noise))
+    return jnp.concatenate([bottom[None], rest])

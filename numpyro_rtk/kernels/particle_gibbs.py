@@ -12,14 +12,20 @@ import numpy as np
 
 from numpyro_rtk import paths
 from numpyro_rtk._checks import check_positive, check_positive_int
-from numpyro_rtk.core.particles import ParticlePlan, Sweep, SweepNoise, Target, sweep
+from numpyro_rtk.core.particles import (
+    ParticlePlan,
+    Sweep,
+    SweepNoise,
+    Target,
+    noised,
+    sweep,
+)
 from numpyro_rtk.core.warmup.adapt import Frame, followed, no_draws
 from numpyro_rtk.core.warmup.exchange import PriorCurvature
 from numpyro_rtk.core.warmup.particles import (
     NUM_PILOT,
     ParticleAdapt,
     choose_variance,
-    noised,
     plan_at,
 )
 from numpyro_rtk.density import value_and_grad

@@ -16,10 +16,10 @@ from numpyro_rtk.core import particles as module
 from numpyro_rtk.core.particles import (
     SweepNoise,
     Target,
+    noised,
     particle_plan,
     sweep,
 )
-from numpyro_rtk.core.warmup.particles import noised
 from numpyro_rtk.density import standardised
 from numpyro_rtk.noise import log_snr_ladder
 from tests.oracles import Mixture, assert_mean, summaries, z_score
@@ -126,23 +126,12 @@ def test_paths_of_the_target_stay_so(has_energy, key):
 
 def _no_density_of_the_proposal(patch):
     """As if particles came by a proposal that is wider than they do."""
-    right = module._proposal
-    narrower = lambda *args: (right(*args)[0], 0.7 * right(*args)[1])
-    density = module._log_normal
-    patch.setattr(module, "_proposal", narrower)
-    # the proposal's own density is the only one that `sweep` asks for itself
-    here = lambda off, spread: density(off, spread / 0.7)
-    patch.setattr(module, "_transition", _own(module._transition, density))
-    patch.setattr(module, "_log_normal", here)
+    right = module.sample_proposal
 
+    def narrower(segment, *others):
+        return right(segment._replace(root=0.7 * segment.root), *others)
 
-def _own(transition, density):
-    def unbroken(*args):
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(module, "_log_normal", density)
-            return transition(*args)
-
-    return unbroken
+    patch.setattr(module, "sample_proposal", narrower)
 
 
 def _no_likelihood(patch):
@@ -286,3 +275,12 @@ def test_a_likelihood_of_zero_on_the_way_is_no_end(key):
     found = swept(key, before, target._replace(likelihood=edged), plan)
     assert np.all(np.asarray(found.path[:, 0, 0]) > 0.5)
     assert_mean(change(before, found.path))
+
+
+def test_a_level_that_nothing_reaches_is_worth_no_particle(key):
+    """0, not NaN, which no comparison of a report would notice."""
+    target, plan = problem(has_energy=False)
+    never = lambda x: (-jnp.inf * jnp.ones(()), jnp.zeros_like(x))
+    found = plain(key, target._replace(likelihood=never), plan, n=3)
+    np.testing.assert_array_equal(found.sample_size[:, 0], 0.0)
+    np.testing.assert_array_equal(found.log_evidence, -np.inf)

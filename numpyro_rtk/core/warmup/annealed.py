@@ -23,6 +23,7 @@ import numpy as np
 from numpyro_rtk.core.annealed import Run
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.core.multistep import Multistep
+from numpyro_rtk.core.resampling import without_lost
 from numpyro_rtk.core.warmup.adapt import (
     Frame,
     Moments,
@@ -34,7 +35,6 @@ from numpyro_rtk.core.warmup.adapt import (
     no_draws,
     record_trial,
 )
-from numpyro_rtk.core.warmup.resampling import without_lost
 
 __all__ = [
     "NUM_PILOT",

@@ -15,7 +15,7 @@ import jax.random as jr
 import numpy as np
 
 from numpyro_rtk.core.particles import ParticlePlan, Sweep, particle_plan
-from numpyro_rtk.core.segment import Segment, sample_noising
+from numpyro_rtk.core.resampling import without_lost
 from numpyro_rtk.core.warmup.adapt import Frame, Moments
 from numpyro_rtk.core.warmup.exchange import PriorCurvature
 from numpyro_rtk.noise import noise_to_signal, time_from_noise_to_signal
@@ -25,7 +25,6 @@ __all__ = [
     "ParticleAdapt",
     "RunOf",
     "choose_variance",
-    "noised",
     "plan_at",
 ]
 
@@ -105,26 +104,11 @@ def choose_variance(
 
     grid = jnp.asarray(_VARIANCES, jnp.result_type(float))
     paths, log_evidence = jax.lax.map(runs, grid)
-    # a run without any density counts as one far below
-    lowest = (
-        jnp.min(jnp.where(jnp.isfinite(log_evidence), log_evidence, jnp.inf)) - 100.0
-    )
-    mean = jnp.mean(jnp.maximum(log_evidence, lowest), axis=1)
+    # of all runs, so that a c whose every run was lost does not look good
+    counted = without_lost(jnp.ravel(log_evidence)).reshape(log_evidence.shape)
+    mean = jnp.mean(counted, axis=1)
     best = jnp.argmax(mean >= jnp.max(mean) - _AS_GOOD)
-    # the runs of all c have the same law: the best of them where the chosen c's have none
     weight = log_evidence[best]
     any_usable = jnp.any(jnp.isfinite(weight))
     chosen = jr.categorical(key_pick, jnp.where(any_usable, weight, 0.0))
     return grid[best], paths[best, chosen], any_usable
-
-
-def noised(noise: jax.Array, bottom: jax.Array, segments: Segment) -> jax.Array:
-    """A path ``(K + 1, dim)`` from ``bottom`` ``(dim,)`` up, from normals ``(K, dim)``."""
-
-    def up(x, inputs):
-        segment, normal = inputs
-        x = sample_noising(segment, x, normal)
-        return x, x
-
-    _, rest = jax.lax.scan(up, bottom, (segments, noise))
-    return jnp.concatenate([bottom[None], rest])

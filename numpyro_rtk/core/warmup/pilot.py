@@ -17,13 +17,13 @@ from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.core.exchange.local_move import ParticleNoise, move_particles
 from numpyro_rtk.core.exchange.replicas import ExchangePlan
 from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.resampling import systematic, without_lost
 from numpyro_rtk.core.segment import (
     Evaluation,
     log_weight_increment,
     sample_proposal,
 )
 from numpyro_rtk.core.warmup.exchange import Method, PriorCurvature
-from numpyro_rtk.core.warmup.resampling import systematic, without_lost
 from numpyro_rtk.core.warmup.settings import (
     LevelsOf,
     Settings,

@@ -27,13 +27,13 @@ from numpyro_rtk.core.annealed import Path, log_reference
 from numpyro_rtk.core.curvature import mean_product, mean_square
 from numpyro_rtk.core.exchange.local_move import ParticleNoise, move_particles
 from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.resampling import sample_size, some_of, systematic
 from numpyro_rtk.core.segment import (
     Evaluation,
     log_weight_increment,
     sample_proposal,
     segment_between,
 )
-from numpyro_rtk.core.warmup.resampling import sample_size, some_of, systematic
 from numpyro_rtk.noise import noise_to_signal, time_from_noise_to_signal
 
 __all__ = ["MOST_LEVELS", "Descent", "descend", "narrowest_found", "share_of"]

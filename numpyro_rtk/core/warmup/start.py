@@ -16,6 +16,7 @@ from numpyro_rtk.core.exchange.modes import (
     membership,
 )
 from numpyro_rtk.core.exchange.replicas import evaluate_all
+from numpyro_rtk.core.resampling import some_of, systematic
 from numpyro_rtk.core.warmup.adapt import Frame, no_draws
 from numpyro_rtk.core.warmup.exchange import (
     FEW_DIMENSIONS,
@@ -34,7 +35,6 @@ from numpyro_rtk.core.warmup.population import (
     narrowest_found,
     share_of,
 )
-from numpyro_rtk.core.warmup.resampling import some_of, systematic
 from numpyro_rtk.core.warmup.settings import (
     LevelsOf,
     Settings,

@@ -13,10 +13,10 @@ from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import log_reference
 from numpyro_rtk.core.exchange.local_move import ParticleNoise
 from numpyro_rtk.core.mala import MALA
+from numpyro_rtk.core.resampling import systematic
 from numpyro_rtk.core.segment import Evaluation, log_weight_increment
 from numpyro_rtk.core.warmup import population
 from numpyro_rtk.core.warmup.population import descend, share_of
-from numpyro_rtk.core.warmup.resampling import systematic
 from tests.oracles import assert_mean, z_score
 
 RUNS, PARTICLES, DIM, HORIZON = 64, 512, 2, 3.0

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_rtk.core.warmup.resampling import sample_size, systematic
+from numpyro_rtk.core.resampling import sample_size, systematic
 
 
 def test_systematic_resampling_counts_by_weight():
