@@ -24,6 +24,7 @@ __all__ = [
     "Ladder",
     "angle_ladder",
     "as_ladder",
+    "as_levels",
     "log_snr_ladder",
     "noise_to_signal",
     "noise_variance",
@@ -194,5 +195,25 @@ def as_ladder(ladder: Ladder, num_segments: int) -> np.ndarray:
     if not np.all(np.diff(times) > 0.0):
         raise ValueError(
             f"`ladder` must increase strictly from 0 to the horizon; got {times!r}."
+        )
+    return times
+
+
+def as_levels(ladder: Ladder, num_levels: int | None, default: int) -> np.ndarray:
+    """The same of kernels that have ``num_levels=`` as well: both must agree.
+
+    Args:
+        ladder: as of :func:`as_ladder`.
+        num_levels: K, or None where it was not given.
+        default: what K is then, where the ladder does not say.
+
+    Raises:
+        ValueError: where both are given and differ.
+    """
+    times = as_ladder(ladder, default if num_levels is None else num_levels)
+    if num_levels is not None and len(times) != num_levels + 1:
+        raise ValueError(
+            f"`ladder` must have `num_levels` + 1 = {num_levels + 1} times; got "
+            f"{len(times)}. Give one of the two."
         )
     return times

@@ -19,7 +19,7 @@ from numpyro_rtk.core.annealed import (
     num_evals_predicted,
     predict_down,
 )
-from numpyro_rtk.core.inner import InnerSampler
+from numpyro_rtk.core.inner import InnerSampler, accept
 from numpyro_rtk.core.metropolised import metropolised
 from numpyro_rtk.core.run_noise import RunNoise
 from numpyro_rtk.core.segment import Evaluation
@@ -235,9 +235,9 @@ class AnnealedKernel(PathKernel):
         z = bound.unflatten(start)
         if init_params is not None:
             z = self._start_from(init_params, args, kwargs, z)
-            given = bound.path(bound.flatten(z), self._level_zero(adapt))
+            given = bound.at_ground(bound.flatten(z))
             has_start = jnp.isfinite(given.log_density)
-        evaluation = bound.path(bound.flatten(z), self._level_zero(adapt))
+        evaluation = bound.at_ground(bound.flatten(z))
         zero = jnp.zeros((), moment.dtype)
         state = RTKState(
             i=jnp.zeros((), int),
@@ -263,10 +263,6 @@ class AnnealedKernel(PathKernel):
         levels = paths.levels_of(self._options.times, adapt.likelihood_variance)
         return Plan(levels, segments, adapt.steps.current, scale)
 
-    def _level_zero(self, adapt: AdaptState) -> paths.Levels:
-        levels = paths.levels_of(self._options.times, adapt.likelihood_variance)
-        return jax.tree.map(lambda leaf: leaf[0], levels)
-
     def _run(self, key: jax.Array, bound: Bound, adapt: AdaptState) -> Run:
         inner, steps = self._inner, self._options.num_steps
         if adapt.multistep is not None:
@@ -285,10 +281,6 @@ class AnnealedKernel(PathKernel):
         noise = RunNoise.draw(key, plan.scale, inner, steps)
         return anneal_down(noise, bound.path, plan, inner, steps)
 
-    def _frame(self, state):
-        one = lambda leaf: leaf if leaf.ndim == 1 else leaf[0]
-        return jax.tree.map(one, state.adapt_state.frame)
-
     def _sample_one(self, state: RTKState, args: tuple, kwargs: dict) -> RTKState:
         adapt = state.adapt_state
         bound = self._problem.bind(args, kwargs, adapt.frame)
@@ -301,18 +293,13 @@ class AnnealedKernel(PathKernel):
         if self._options.is_corrected:
             # a draw that did not move must stay what it was, to the last bit
             moved = jnp.any(position != bound.flatten(state.z))
-            z = jax.tree.map(lambda new, old: jnp.where(moved, new, old), z, state.z)
-        iteration = state.i + 1
-        in_phase = jnp.where(
-            iteration > self._num_warmup, iteration - self._num_warmup, iteration
-        )
-        mean = state.mean_accept_prob
+            z = accept(moved, z, state.z)
         return state._replace(
-            i=iteration,
+            i=state.i + 1,
             z=z,
             potential_energy=bound.energy(evaluation.log_density),
             segment_accept_prob=inner_accept,
-            mean_accept_prob=mean + (fields["accept_prob"] - mean) / in_phase,
+            mean_accept_prob=self._mean_accept_prob(state, fields["accept_prob"]),
             adapt_state=learn(
                 adapt,
                 self._method,
@@ -331,7 +318,7 @@ class AnnealedKernel(PathKernel):
         self, key: jax.Array, z: Any, bound: Bound, adapt: AdaptState
     ) -> tuple[dict, jax.Array, Evaluation, jax.Array]:
         position, options = bound.flatten(z), self._options
-        evaluation = bound.path(position, self._level_zero(adapt))
+        evaluation = bound.at_ground(position)
         new = metropolised(
             key,
             position,

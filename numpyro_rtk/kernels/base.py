@@ -13,7 +13,6 @@ import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key, not_jax_tracer
 
-from numpyro_rtk import paths
 from numpyro_rtk._checks import COARSE, check_bool, coarse_message
 from numpyro_rtk.core.warmup.adapt import Frame
 from numpyro_rtk.kernels.problem.problem import Problem, problem_of
@@ -51,8 +50,8 @@ class _Look(NamedTuple):
 class PathKernel(MCMCKernel):
     """A kernel along a path of intermediate targets; subclasses are the samplers.
 
-    They implement ``_check``, ``_build`` and ``_sample_one`` (one chain), ``_frame``, the
-    fields and the guarantee.
+    They implement ``_check``, ``_build`` and ``_sample_one`` (one chain), the fields and
+    the guarantee.
     """
 
     def __init__(
@@ -201,8 +200,7 @@ class PathKernel(MCMCKernel):
         if bound.log_likelihood is not None:
             around = jr.normal(jr.key(0), (_NUM_LOOKED_AT, self._problem.dim))
             is_infinite = jnp.any(at(bound.log_likelihood, around) == jnp.inf)
-        ground = paths.levels_of(jnp.zeros(()), 1.0)
-        here = at(lambda u: bound.path(u, ground).log_density, places)
+        here = at(lambda u: bound.at_ground(u).log_density, places)
         here = jnp.where(jnp.isfinite(here), here, -jnp.inf)
         size = jnp.max(jnp.abs(here), initial=0.0, where=here > -jnp.inf)
         return _Look(
@@ -214,7 +212,14 @@ class PathKernel(MCMCKernel):
 
     def _frame(self, state: Any) -> Frame:
         """The frame of the state, of the first chain where each has its own."""
-        raise NotImplementedError
+        one = lambda leaf: leaf if leaf.ndim == 1 else leaf[0]
+        return jax.tree.map(one, state.adapt_state.frame)
+
+    def _mean_accept_prob(self, state: Any, accept_prob: jax.Array) -> jax.Array:
+        """The running mean within warm-up, or after it, with this draw's."""
+        num, mean = state.i + 1, state.mean_accept_prob
+        num = jnp.where(num > self._num_warmup, num - self._num_warmup, num)
+        return mean + (accept_prob - mean) / num
 
     def sample(self, state: Any, model_args: tuple, model_kwargs: dict | None) -> Any:
         """One draw (with vectorised chains: one per chain)."""

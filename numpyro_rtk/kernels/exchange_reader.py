@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_rtk import paths
 from numpyro_rtk.core.covariance import diagonal_of
 from numpyro_rtk.core.warmup.exchange import Adaptation
 from numpyro_rtk.core.warmup.levels import LEAST_ACCEPTANCE, suggest_levels
@@ -90,12 +89,10 @@ class ExchangeReader(PathKernel):
         if self._problem.num_ordinary:
             return None
         bound = self._problem.bind(model_args, model_kwargs, self._frame(state))
-        # the same for every chain, also where each has levels of its own
-        ground = paths.levels_of(jnp.zeros(()), 1.0)
 
         def one(u):
-            total = bound.path(u, ground).log_density
-            return total - bound.base(u, ground.t).log_density
+            prior = bound.base(u, jnp.zeros(())).log_density
+            return bound.at_ground(u).log_density - prior
 
         replicas = state.replicas.reshape(-1, *state.replicas.shape[-2:])
         return jax.jit(jax.vmap(jax.vmap(one)))(replicas)

@@ -2,7 +2,6 @@
 """RTKParticleGibbs: conditional sequential Monte Carlo down the ladder, by scores alone."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 
 from numpyro_rtk import paths
 from numpyro_rtk._checks import check_positive, check_positive_int
+from numpyro_rtk.core.inner import accept
 from numpyro_rtk.core.particles import (
     ParticlePlan,
     Sweep,
@@ -32,7 +32,7 @@ from numpyro_rtk.density import value_and_grad
 from numpyro_rtk.kernels.base import PathKernel
 from numpyro_rtk.kernels.problem.problem import Bound
 from numpyro_rtk.kernels.state import lists_its_fields
-from numpyro_rtk.noise import Ladder, as_ladder
+from numpyro_rtk.noise import Ladder, as_levels
 
 __all__ = ["ParticleState", "RTKParticleGibbs"]
 
@@ -142,12 +142,7 @@ class RTKParticleGibbs(PathKernel):
             check_positive_int("num_levels", num_levels)
         if likelihood_variance is not None:
             check_positive("likelihood_variance", likelihood_variance)
-        self._times = as_ladder(ladder, num_levels or _NUM_LEVELS)
-        if num_levels is not None and len(self._times) != num_levels + 1:
-            raise ValueError(
-                f"`ladder` must have `num_levels` + 1 = {num_levels + 1} times; got "
-                f"{len(self._times)}. Give one of the two."
-            )
+        self._times = as_levels(ladder, num_levels, _NUM_LEVELS)
         self._follows_likelihood = isinstance(ladder, str)
         self._num_particles = num_particles
         self._likelihood_variance = likelihood_variance
@@ -179,15 +174,14 @@ class RTKParticleGibbs(PathKernel):
 
     @property
     def guarantee(self) -> str:
-        """One sentence on what the draws are; known once the model has been seen."""
-        if self._problem.has_energy:
-            return (
-                "exact: a Markov chain whose stationary law is the posterior under the "
-                "learned density, whatever the network learned"
-            )
+        """One sentence on what the draws are; of both laws until a model has run."""
+        density = "the learned density, whatever the network learned"
+        drawn = f"the law that the network draws in {self.num_levels} Gaussian steps"
+        law = f"{density}; with a score alone, under {drawn}"
+        if self._problem.is_noted:
+            law = density if self._problem.has_energy else drawn
         return (
-            "exact: a Markov chain whose stationary law is the posterior under the law "
-            f"that the network draws in {self.num_levels} Gaussian steps"
+            f"exact: a Markov chain whose stationary law is the posterior under {law}"
         )
 
     def get_diagnostics_str(self, state: ParticleState) -> str:
@@ -208,10 +202,6 @@ class RTKParticleGibbs(PathKernel):
     @property
     def _num_pilot(self) -> int:
         return NUM_PILOT * self._num_particles
-
-    def _frame(self, state):
-        one = lambda leaf: leaf if leaf.ndim == 1 else leaf[0]
-        return jax.tree.map(one, state.adapt_state.frame)
 
     def _build(self, rng_key, init_params, args, kwargs, is_single, origin):
         one = lambda key, params: self._init_one(key, params, args, kwargs, origin)
@@ -236,9 +226,8 @@ class RTKParticleGibbs(PathKernel):
             z = self._start_from(init_params, args, kwargs, z)
             noise = jr.normal(key_up, (self.num_levels, dim), moment.dtype)
             path = noised(noise, bound.flatten(z), plan.segments)
-        log_density = self._log_density_at(path[0], bound)
-        if init_params is not None:
-            has_start = jnp.isfinite(log_density)
+            has_start = True  # if it has a density, which is asked below of all
+        log_density = bound.at_ground(path[0]).log_density
         zero = jnp.zeros((), moment.dtype)
         state = ParticleState(
             i=jnp.zeros((), int),
@@ -281,15 +270,6 @@ class RTKParticleGibbs(PathKernel):
         noise = SweepNoise.draw(key, self.num_levels, self._num_particles, dim, dtype)
         return sweep(noise, path, target, plan)
 
-    def _log_density_at(self, position: jax.Array, bound: Bound) -> jax.Array:
-        """At level 0, of all that is known: without an energy of the likelihood alone."""
-        value = jnp.zeros((), position.dtype)
-        if self._problem.has_energy:
-            value = value + bound.base(position, value).log_density
-        if bound.log_likelihood is not None:
-            value = value + bound.log_likelihood(position)
-        return value
-
     def _sample_one(self, state: ParticleState, args: tuple, kwargs: dict):
         adapt = state.adapt_state
         bound = self._problem.bind(args, kwargs, adapt.frame)
@@ -300,25 +280,18 @@ class RTKParticleGibbs(PathKernel):
         found = self._sweep(key_sweep, path, self._target(bound), plan)
         # a draw that did not move must stay what it was, to the last bit
         moved = jnp.any(found.path[0] != before)
-        z = jax.tree.map(
-            lambda new, old: jnp.where(moved, new, old),
-            bound.unflatten(found.path[0]),
-            state.z,
-        )
+        z = accept(moved, bound.unflatten(found.path[0]), state.z)
         log_density = found.log_density + found.log_likelihood
         accept_prob = moved.astype(log_density.dtype)
-        iteration, warm = state.i + 1, self._num_warmup
-        in_phase = jnp.where(iteration > warm, iteration - warm, iteration)
-        mean = state.mean_accept_prob
         return state._replace(
-            i=iteration,
+            i=state.i + 1,
             z=z,
             potential_energy=bound.energy(log_density),
             accept_prob=accept_prob,
             diverging=~jnp.isfinite(log_density),
             sample_size=found.sample_size,
             log_evidence=found.log_evidence + jnp.sum(bound.log_offset),
-            mean_accept_prob=mean + (accept_prob - mean) / in_phase,
+            mean_accept_prob=self._mean_accept_prob(state, accept_prob),
             path=found.path,
             adapt_state=self._learn(adapt, state.i, z),
             rng_key=key,
@@ -352,5 +325,4 @@ class RTKParticleGibbs(PathKernel):
             self._problem.has_prior,
         )
         new = adapt._replace(frame=frame, moments=moments)
-        in_warmup = iteration < self._num_warmup
-        return jax.tree.map(partial(jnp.where, in_warmup), new, adapt)
+        return accept(iteration < self._num_warmup, new, adapt)

@@ -25,7 +25,7 @@ from numpyro_rtk.core.exchange.replicas import (
     evaluate_all,
 )
 from numpyro_rtk.core.exchange.sweep import sweep_pairs
-from numpyro_rtk.core.inner import InnerSampler, check_inner
+from numpyro_rtk.core.inner import InnerSampler, accept, check_inner
 from numpyro_rtk.core.mala import MALA
 from numpyro_rtk.core.warmup.adapt import Frame
 from numpyro_rtk.core.warmup.exchange import Adaptation, Method, PriorCurvature
@@ -44,7 +44,7 @@ from numpyro_rtk.kernels.exchange_state import (
 )
 from numpyro_rtk.kernels.gibbs import path_beside_blocks, with_reference
 from numpyro_rtk.kernels.problem.problem import Problem
-from numpyro_rtk.noise import Ladder, as_ladder
+from numpyro_rtk.noise import Ladder, as_levels
 
 __all__ = ["RTKReplicaExchange"]
 
@@ -152,7 +152,7 @@ class RTKReplicaExchange(ExchangeReader):
         if step_size is not None:
             check_positive("step_size", step_size)
         self._inner = inner
-        self._times = _times_of(ladder, num_levels)
+        self._times = as_levels(ladder, num_levels, _NUM_LEVELS)
         self._num_sweeps = num_sweeps
         self._num_inner_steps = num_inner_steps
         # inner steps go on from the Gaussian proposal, which a plain swap has not
@@ -344,11 +344,7 @@ class RTKReplicaExchange(ExchangeReader):
         after, jump_accept = jump_bottom(jump, after, path, plan.levels, adapt.modes)
         ground = jax.tree.map(lambda leaf: leaf[0], (after.position, after.evaluation))
         moved = jnp.any(ground[0] != position[0])
-        z = jax.tree.map(
-            lambda new, old: jnp.where(moved, new, old),
-            bound.unflatten(ground[0]),
-            state.z,
-        )
+        z = accept(moved, bound.unflatten(ground[0]), state.z)
         log_density = ground[1].log_density
         swap = jnp.nanmean(info.swap_accept_prob, axis=0)
         is_kept = state.i >= self._num_warmup
@@ -388,13 +384,3 @@ def _check_options(num_levels, num_sweeps, num_particles, num_inner_steps, excha
             '`num_inner_steps` must be 0 with `exchange="swap"`: a swap has no proposal '
             f"to go on from; got {num_inner_steps}."
         )
-
-
-def _times_of(ladder: Ladder, num_levels: int | None) -> np.ndarray:
-    times = as_ladder(ladder, _NUM_LEVELS if num_levels is None else num_levels)
-    if num_levels is not None and len(times) != num_levels + 1:
-        raise ValueError(
-            f"`ladder` must have `num_levels` + 1 = {num_levels + 1} times; got "
-            f"{len(times)}. Give one of the two."
-        )
-    return times

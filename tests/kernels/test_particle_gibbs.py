@@ -54,6 +54,14 @@ def test_the_posterior_is_exact_with_an_energy(finished):
     assert "learned density" in finished.sampler.guarantee
 
 
+def test_the_guarantee_of_a_kernel_that_has_not_run_names_both_laws():
+    text = rtk.RTKParticleGibbs(reference.model, num_levels=7).guarantee
+    assert text.startswith("exact")
+    assert "learned density" in text
+    assert "with a score alone" in text
+    assert "draws in 7 Gaussian steps" in text
+
+
 def test_the_evidence_is_right(finished):
     value = np.asarray(finished.get_extra_fields(group_by_chain=True)["log_evidence"])
     inverse = np.exp(-value.astype(float)).mean(axis=1)

@@ -19,6 +19,7 @@ from numpyro.infer.util import transform_fn
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.annealed import Path, log_reference
+from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.warmup.adapt import Frame
 from numpyro_rtk.density import (
     BaseFn,
@@ -72,6 +73,10 @@ class Bound(NamedTuple):
     def log_offset(self) -> jax.Array:
         """The sum of ``at_origin``, and what its rounding leaves out, ``(2,)``."""
         return sum_in_two(self.at_origin)
+
+    def at_ground(self, position: jax.Array) -> Evaluation:
+        """The path at level 0, whatever its c."""
+        return self.path(position, paths.levels_of(jnp.zeros(()), 1.0))
 
     def energy(self, log_density: jax.Array) -> jax.Array:
         """NumPyro's potential energy, from a log density of the path at level 0."""
@@ -135,6 +140,11 @@ class Problem:
     def has_likelihood(self) -> bool:
         """Whether there is more to the model than its learned priors."""
         return self.model is not None
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether :meth:`setup` has looked at the model."""
+        return hasattr(self, "noted")
 
     @property
     def dim(self) -> int:
