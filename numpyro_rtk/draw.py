@@ -152,9 +152,8 @@ def _draw_with(keys, density, process, predictor, settings, inner) -> jax.Array:
 _compiled = eqx.filter_jit(_draw_with)
 
 
-_Jitted = type(
-    jax.jit(lambda: None)
-)  # as jax.nn.silu is, the activation of many networks
+# what jax.nn.silu is, the activation of many networks
+_Jitted = type(jax.jit(lambda: None))
 
 
 def _is_fixed(leaf: Any) -> bool:

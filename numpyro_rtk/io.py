@@ -21,7 +21,8 @@ loaded, and drawn from. What ``wrapping`` says of a network that was trained els
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
@@ -117,18 +118,13 @@ def save(
         )
     arrays = to_arrays(model_, "model_")
     header = _described(model_)
-    try:
+    with _refusing_to_save("correct it, or train anew"):
         again = _built(header, arrays, {network.__name__: network})
         if not _same_constants(again, model_):
             raise ValueError(
                 f"`hyperparameters()` of {network.__name__} must return every argument "
                 "of its constructor except `key`; got another network from them"
             )
-    except Exception as error:  # of a user's own network, anything
-        raise ValueError(
-            "`model_` must be one that can be loaded again and drawn from: "
-            f"{str(error).rstrip('.')}. Nothing was written; correct it, or train anew."
-        ) from error
     write(path, _KIND, header, arrays)
 
 
@@ -138,14 +134,21 @@ def _save_wrapped(path: str | os.PathLike, model_: WrappedScore) -> None:
     network: Any = model_.network
     if header["hyperparameters"] is not None:
         network = type(network)
-    try:
+    with _refusing_to_save("correct it"):
         _built_wrapped(header, arrays, {header["network"]: network})
+    write(path, _KIND, header, arrays)
+
+
+@contextmanager
+def _refusing_to_save(remedy: str) -> Iterator[None]:
+    """What building it anew raises, as an error of ``model_``."""
+    try:
+        yield
     except Exception as error:  # of a user's own network, anything
         raise ValueError(
             "`model_` must be one that can be loaded again and drawn from: "
-            f"{str(error).rstrip('.')}. Nothing was written; correct it."
+            f"{str(error).rstrip('.')}. Nothing was written; {remedy}."
         ) from error
-    write(path, _KIND, header, arrays)
 
 
 def load(
@@ -246,13 +249,7 @@ def _built(
     model_.check()
     if model_.sites is not None:
         check_sites(model_.sites, model_.event_shape)
-    again = _described(model_)
-    differing = [name for name in _KIND.keys if not _is_same(again, header, name)]
-    if differing:
-        raise ValueError(
-            f"its {differing} must be those of the model that they describe; got "
-            f"{[header[name] for name in differing]}"
-        )
+    _check_described(_described(model_), header)
     return model_
 
 
@@ -267,11 +264,18 @@ def _built_wrapped(
 ) -> WrappedScore:
     """As :func:`_built`."""
     model_ = build_wrapped(header, arrays, known[header["network"]])
-    again = _described_wrapped(model_)
+    _check_described(_described_wrapped(model_), header)
+    return model_
+
+
+def _check_described(again: dict[str, Any], header: dict[str, Any]) -> None:
+    """Raise where the model that was built is not what the header says."""
     differing = [name for name in _KIND.keys if not _is_same(again, header, name)]
     if differing:
-        raise ValueError(f"its {differing} must be those of what they describe")
-    return model_
+        raise ValueError(
+            f"its {differing} must be those of the model that they describe; got "
+            f"{[header[name] for name in differing]}"
+        )
 
 
 def _is_same(one: dict[str, Any], two: dict[str, Any], name: str) -> bool:

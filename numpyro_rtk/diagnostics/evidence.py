@@ -6,13 +6,16 @@ import numpy as np
 
 from numpyro_rtk.diagnostics.finished import (
     exchange_field,
-    fields_of,
+    field_of,
     is_of_particles,
     log_offset,
 )
 from numpyro_rtk.diagnostics.population import population_log_evidence
 
-__all__ = ["log_evidence"]
+__all__ = ["UNKNOWN", "log_evidence"]
+
+# An evidence with a larger error, in nats, says nothing.
+UNKNOWN = 0.5
 
 _BATCHES, _SHORTEST_BATCH = 20, 10  # of draws, whose means give the error of a chain
 # The population's estimate counts where the chains' is further below than its errors.
@@ -56,7 +59,7 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
 
 def _by_particles(mcmc: Any) -> tuple[float, float]:
     """From the mean of the inverse estimates."""
-    estimate = fields_of(mcmc)["log_evidence"]
+    estimate = field_of(mcmc, "log_evidence")
     middle = estimate.mean()
     inverse = np.exp(middle - estimate)
     by_chain = middle - np.log(inverse.mean(axis=1))

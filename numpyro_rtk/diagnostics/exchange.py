@@ -5,27 +5,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpyro_rtk.core.warmup.levels import suggest_levels
-from numpyro_rtk.diagnostics.evidence import log_evidence
+from numpyro_rtk.diagnostics.evidence import UNKNOWN, log_evidence
 from numpyro_rtk.diagnostics.exchange_sentences import (
     LIMITS,
     PROBLEMS,
     REMARKS,
     ExchangeNumbers,
-    said,
 )
 from numpyro_rtk.diagnostics.finished import (
     arguments_of,
     exchange_field,
     is_of_particles,
     log_offset,
+    said,
 )
 from numpyro_rtk.diagnostics.particles import ParticleDiagnosis, diagnose_particles
 from numpyro_rtk.diagnostics.population import population_log_evidence
 
 __all__ = ["Diagnosis", "diagnose"]
 
-# An evidence with a larger error says nothing.
-_UNKNOWN = 0.5
 # On an edge where the likelihood counts by less, the prior alone decides, ...
 _IDLE = 0.02
 # ... and the factor of its score is off where it is further than this from 1, fitted to an
@@ -224,7 +222,7 @@ def _prior_efficiency(
     log_likelihood: np.ndarray | None, evidence: float, error: float
 ) -> float:
     r"""Kish's fraction of prior draws, :math:`Z / E_{\text{post}}[\ell]`."""
-    if log_likelihood is None or not error < _UNKNOWN:
+    if log_likelihood is None or not error < UNKNOWN:
         return np.nan
     at_draws = log_likelihood[:, 0]
     mean = np.logaddexp.reduce(at_draws) - np.log(len(at_draws))

@@ -14,7 +14,7 @@ from numpyro_rtk.core.warmup.levels import LEAST_ACCEPTANCE, suggest_levels
 from numpyro_rtk.core.warmup.population import narrowest_found
 from numpyro_rtk.diagnostics.population import lost_regions
 
-__all__ = ["LIMITS", "PROBLEMS", "REMARKS", "ExchangeNumbers", "said"]
+__all__ = ["LIMITS", "PROBLEMS", "REMARKS", "ExchangeNumbers"]
 
 # Acceptances: of an edge that hardly passes anything, of local moves that get nowhere, of
 # exchanges with more levels than are needed.
@@ -84,11 +84,6 @@ class ExchangeNumbers(NamedTuple):
 
 
 Sentence = Callable[[ExchangeNumbers], str | None]
-
-
-def said(sentences: tuple[Sentence, ...], run: ExchangeNumbers) -> tuple[str, ...]:
-    """Those of the sentences that apply."""
-    return tuple(text for say in sentences if (text := say(run)))
 
 
 # -- problems -------------------------------------------------------------------------

@@ -1,22 +1,25 @@
 """How a finished ``MCMC`` run is read: its fields, its arguments, what it counts from."""
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 
 __all__ = [
     "arguments_of",
     "exchange_field",
-    "fields_of",
+    "field_of",
     "is_of_particles",
     "log_offset",
+    "said",
 ]
 
+_Run = TypeVar("_Run")
 
-def fields_of(mcmc: Any) -> dict[str, np.ndarray]:
-    """All fields that the run collected, ``(chains, draws, ...)``, in float64."""
-    fields = mcmc.get_extra_fields(group_by_chain=True)
-    return {name: np.asarray(value, np.float64) for name, value in fields.items()}
+
+def field_of(mcmc: Any, name: str) -> np.ndarray:
+    """A field that the run collected, ``(chains, draws, ...)``, in float64."""
+    return np.asarray(mcmc.get_extra_fields(group_by_chain=True)[name], np.float64)
 
 
 def is_of_particles(mcmc: Any) -> bool:
@@ -30,14 +33,13 @@ def exchange_field(mcmc: Any, name: str) -> np.ndarray:
     Raises:
         TypeError: for a run of another kernel.
     """
-    fields = mcmc.get_extra_fields(group_by_chain=True)
-    if "swap_accept_prob" not in fields:
+    if "swap_accept_prob" not in mcmc.get_extra_fields(group_by_chain=True):
         kernel = type(mcmc.sampler).__name__
         raise TypeError(
             "`mcmc` must be a finished run of RTKReplicaExchange or RTKParticleGibbs; got "
             f"one of {kernel}. For weighted draws see `rtk.pareto_k`."
         )
-    return np.asarray(fields[name], np.float64)
+    return field_of(mcmc, name)
 
 
 def arguments_of(mcmc: Any) -> tuple[tuple, dict] | None:
@@ -53,3 +55,10 @@ def log_offset(mcmc: Any) -> np.ndarray:
     """What log densities are counted from, one a chain, ``(chains,)``: all its digits."""
     pairs = np.atleast_2d(np.asarray(mcmc.last_state.log_offset, np.float64))
     return pairs.sum(axis=-1)
+
+
+def said(
+    sentences: Iterable[Callable[[_Run], str | None]], run: _Run
+) -> tuple[str, ...]:
+    """Those of the sentences that apply to a run's numbers."""
+    return tuple(text for say in sentences if (text := say(run)))

@@ -4,16 +4,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpyro_rtk.diagnostics.evidence import log_evidence
-from numpyro_rtk.diagnostics.finished import fields_of
+from numpyro_rtk.diagnostics.evidence import UNKNOWN, log_evidence
+from numpyro_rtk.diagnostics.finished import field_of, said
 
 __all__ = ["ParticleDiagnosis", "diagnose_particles"]
 
 # A chain that moves less often than this, and a level with a smaller part of its particles.
 _STAYS, _DEGENERATE, _FEW = 0.5, 0.1, 4.0
 _DIVERGING = 0.01
-# An evidence with a larger error says nothing.
-_UNKNOWN = 0.5
 
 
 class ParticleDiagnosis(NamedTuple):
@@ -51,18 +49,17 @@ class ParticleDiagnosis(NamedTuple):
 
 def diagnose_particles(mcmc: Any) -> ParticleDiagnosis:
     """The report of :func:`diagnose` on an ``RTKParticleGibbs`` run."""
-    fields, kernel = fields_of(mcmc), mcmc.sampler
+    kernel = mcmc.sampler
     found = ParticleDiagnosis(
-        moved=fields["accept_prob"].mean(axis=1),
-        sample_size=fields["sample_size"].mean(axis=(0, 1)),
+        moved=field_of(mcmc, "accept_prob").mean(axis=1),
+        sample_size=field_of(mcmc, "sample_size").mean(axis=(0, 1)),
         num_particles=kernel.num_particles,
         log_evidence=log_evidence(mcmc),
         problems=(),
         limits=(_limit(kernel),),
     )
-    diverging = float(fields["diverging"].mean())
-    says = (_says_stays, _says_degenerate, _says_unknown)
-    problems = [text for say in says if (text := say(found)) is not None]
+    diverging = float(field_of(mcmc, "diverging").mean())
+    problems = list(said((_says_stays, _says_degenerate, _says_unknown), found))
     if diverging > _DIVERGING:
         problems.append(
             f"{100 * diverging:.0f} % of the draws have no density: the likelihood is NaN "
@@ -95,7 +92,7 @@ def _says_degenerate(found: ParticleDiagnosis) -> str | None:
 
 
 def _says_unknown(found: ParticleDiagnosis) -> str | None:
-    if found.log_evidence[1] < _UNKNOWN:
+    if found.log_evidence[1] < UNKNOWN:
         return None
     return (
         f"The log evidence is unknown: its error is {found.log_evidence[1]:.2f}. The "

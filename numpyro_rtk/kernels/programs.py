@@ -40,6 +40,12 @@ class ById:
 _MOST_KEPT = 4
 _MAPPINGS, _LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 _NEARLY_FULL = 0.7
+# Elements written by operations of a program (loops without a known end: of one turn) from
+# which optimising it pays: so many take some three seconds, and up to three times as long
+# without; what is not optimised is compiled four to five seconds faster.
+_MUCH = 2e9
+# In what they save; a version of XLA may know one and not another.
+_PLAIN = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 _kept: OrderedDict[Hashable, Callable] = OrderedDict()
 
 
@@ -151,14 +157,6 @@ class _RunsOnce:
         jaxpr = self._optimised.trace(*inputs).jaxpr
         computes_much = _num_elements(jaxpr) > _MUCH
         return (self._optimised if computes_much else self._plain)(*inputs)
-
-
-# Elements written by operations of a program (loops without a known end: of one turn) from
-# which optimising it pays: so many take some three seconds, and up to three times as long
-# without; what is not optimised is compiled four to five seconds faster.
-_MUCH = 2e9
-# In what they save; a version of XLA may know one and not another.
-_PLAIN = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @cache

@@ -271,28 +271,24 @@ def _check_output(model_: WrappedScore) -> None:
     """Call the network at both ends of its noise and between: shape, type, finite."""
     shape, (low, high) = model_.event_shape, model_.noise_range
     levels = np.geomspace(low, min(high, 20.0) if low < 20.0 else high, 3)
-    spec = jax.ShapeDtypeStruct(shape, jnp.result_type(float))
-    time = jax.ShapeDtypeStruct((), spec.dtype)
-    lead = (
-        (lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype))
-        if (model_.batched)
-        else (lambda s: s)
-    )
+    leading = (1,) if model_.batched else ()
+    spec = jax.ShapeDtypeStruct((*leading, *shape), jnp.result_type(float))
+    time = jax.ShapeDtypeStruct(leading, spec.dtype)
     try:
-        found = eqx.filter_eval_shape(model_.network, lead(spec), lead(time))
+        found = eqx.filter_eval_shape(model_.network, spec, time)
     except Exception as error:  # whatever a network makes of a wrong shape
         raise ValueError(
-            f"`fn` must take x of shape {lead(spec).shape} and a time of shape "
-            f"{lead(time).shape}; it raised {type(error).__name__}: {error!s:.300}. "
+            f"`fn` must take x of shape {spec.shape} and a time of shape "
+            f"{time.shape}; it raised {type(error).__name__}: {error!s:.300}. "
             f"Pass `batched={not model_.batched}` if it wants "
             f"{'one item' if model_.batched else 'a leading axis'}, or wrap it."
         ) from error
     got, dtype = getattr(found, "shape", None), getattr(found, "dtype", np.dtype(int))
-    if got != lead(spec).shape or not jnp.issubdtype(dtype, jnp.floating):
+    if got != spec.shape or not jnp.issubdtype(dtype, jnp.floating):
         kind = f"{dtype} of shape {got}" if got is not None else type(found).__name__
         raise ValueError(
             "`fn` must return one array of floating point numbers of the shape of x, "
-            f"{lead(spec).shape}; got {kind}. Of several outputs, or of channels that are "
+            f"{spec.shape}; got {kind}. Of several outputs, or of channels that are "
             "a learned variance, return the prediction alone."
         )
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), spec.dtype)
