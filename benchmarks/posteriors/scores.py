@@ -12,7 +12,6 @@ coordinate, least and largest.
 
 import argparse
 
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro
@@ -20,7 +19,7 @@ import numpyro.distributions as dist
 
 import numpyro_rtk as rtk
 from benchmarks.shared.known_posteriors import informative_posterior
-from benchmarks.shared.runs import sample, vectorised
+from benchmarks.shared.runs import make_model, sample, vectorised
 from benchmarks.shared.tables import Table
 
 # dimensions: particles, chains, draws, numbers of levels
@@ -49,7 +48,8 @@ def modes(table: Table, dim: int, num_particles, num_chains, draws, num_levels) 
     laws = {"score": ScoreAlone(posterior.prior), "energy": posterior.prior}
     for law, prior in laws.items():
         options = {"num_particles": num_particles, "num_levels": num_levels}
-        kernel = rtk.RTKParticleGibbs(_model(prior, posterior), **options)
+        model = make_model(posterior._replace(prior=prior))
+        kernel = rtk.RTKParticleGibbs(model, **options)
         mcmc, x, seconds = sample(kernel, posterior, 10, draws, num_chains, seed=0)
         flat = x.reshape(-1, dim)
         ratio = flat.std(axis=0) / posterior.sd
@@ -65,18 +65,6 @@ def modes(table: Table, dim: int, num_particles, num_chains, draws, num_levels) 
             evals / 1e6,
             seconds,
         )
-
-
-def _model(prior, posterior):
-    design = jnp.asarray(posterior.design)
-
-    def model(y):
-        x = numpyro.sample("x", rtk.LearnedPrior(prior))
-        numpyro.sample(
-            "y", dist.Normal(design @ x, posterior.noise_sd).to_event(1), obs=y
-        )
-
-    return model
 
 
 class Standard:

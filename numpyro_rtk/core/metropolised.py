@@ -12,13 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rtk.core.annealed import (
-    Path,
-    Plan,
-    Run,
-    anneal_down,
-    anneal_up,
-)
+from numpyro_rtk.core.annealed import Path, Plan, Run, anneal_down, anneal_up
 from numpyro_rtk.core.inner import InnerSampler
 from numpyro_rtk.core.run_noise import RunNoise
 from numpyro_rtk.core.segment import Evaluation
