@@ -23,9 +23,11 @@ from numpyro_rtk.core.particles import (
 from numpyro_rtk.core.warmup.adapt import Frame, followed, no_draws
 from numpyro_rtk.core.warmup.exchange import PriorCurvature
 from numpyro_rtk.core.warmup.particles import (
-    NUM_PILOT,
+    NUM_RUNS,
     ParticleAdapt,
+    RunOf,
     choose_variance,
+    first_path,
     plan_at,
 )
 from numpyro_rtk.density import value_and_grad
@@ -37,6 +39,11 @@ from numpyro_rtk.noise import Ladder, as_levels
 __all__ = ["ParticleState", "RTKParticleGibbs"]
 
 _NUM_PARTICLES, _NUM_LEVELS = 64, 32
+# Particles that the reverse kernels' variances are measured by: their error is one of the
+# network's law.
+_NUM_CALIBRATE = 1024
+# The key that levels and c are chosen with.
+_LAW = 18
 
 
 @lists_its_fields
@@ -104,7 +111,8 @@ class RTKParticleGibbs(PathKernel):
             network draws is nearest to its own, with a fifth of its levels at smaller noise
             for a likelihood more precise than its first one.
         likelihood_variance: c, the variance of the likelihood on the standardised scale
-            that the particles' look ahead assumes; None: chosen in the first state.
+            that the particles' look ahead assumes; None: chosen before the first draw, by
+            the model and its data, not by the key.
         path: see :class:`RTKMALA`.
         forward_mode_differentiation: see :class:`RTKMALA`.
 
@@ -201,34 +209,56 @@ class RTKParticleGibbs(PathKernel):
 
     @property
     def _num_pilot(self) -> int:
-        return NUM_PILOT * self._num_particles
+        return NUM_RUNS * self._num_particles
 
     def _build(self, rng_key, init_params, args, kwargs, is_single, origin):
-        one = lambda key, params: self._init_one(key, params, args, kwargs, origin)
+        """The same levels and c for all chains; each starts with particles of its own."""
+        adapt, bound = self._choose(args, kwargs, origin)
+        one = lambda key, params: self._init_one(
+            key, params, args, kwargs, adapt, bound
+        )
         return (one if is_single else jax.vmap(one))(rng_key, init_params)
 
-    def _init_one(self, key, init_params, args, kwargs, origin):
-        key, key_prior, key_moment, key_pilot, key_up = jr.split(key, 5)
+    def _choose(
+        self, args: tuple, kwargs: dict, origin: jax.Array
+    ) -> tuple[ParticleAdaptState, Bound]:
+        """Levels and c, from a key of their own: by the model and its data alone.
+
+        With a score alone they are part of the law of the draws, which must not be another
+        one for another chain, or seed.
+        """
+        key_prior, key_moment, key_variance = jr.split(jr.key(_LAW), 3)
         frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
         bound = self._problem.bind(args, kwargs, frame)
-        dim = self._problem.dim
-        moment = paths.calibrate(key_moment, bound.base, self._times, dim)
+        dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
+        moment = paths.calibrate(
+            key_moment, bound.base, self._times, dim, _NUM_CALIBRATE
+        )
+        # the reference of ordinary sites is a standard normal, drawn without any error
+        moment = moment.at[:, dim - num_ordinary :].set(1.0)
         prior = PriorCurvature(jnp.asarray(self._times, moment.dtype), moment)
-        target = self._target(bound)
+        given = self._likelihood_variance
+        if self.has_likelihood and given is None:
+            run = self._run_of(bound, prior)
+            variance = choose_variance(key_variance, run)
+        else:
+            variance = jnp.asarray(1.0 if given is None else given, moment.dtype)
+        return ParticleAdaptState(variance, prior, frame, no_draws(frame.loc)), bound
 
-        def run(key, variance):
-            return self._sweep(key, None, target, self._plan(prior, variance))
-
-        variance, path, has_start = self._first_path(key_pilot, run, moment.dtype)
+    def _init_one(self, key, init_params, args, kwargs, adapt, bound: Bound):
+        key, key_path, key_up = jr.split(key, 3)
+        variance = adapt.likelihood_variance
+        run = self._run_of(bound, adapt.prior)
+        path, has_start = first_path(key_path, run, variance)
         z = bound.unflatten(path[0])
-        plan = self._plan(prior, variance)
         if init_params is not None:
             z = self._start_from(init_params, args, kwargs, z)
-            noise = jr.normal(key_up, (self.num_levels, dim), moment.dtype)
+            noise = jr.normal(key_up, path[1:].shape, path.dtype)
+            plan = self._plan(adapt.prior, variance)
             path = noised(noise, bound.flatten(z), plan.segments)
             has_start = True  # if it has a density, which is asked below of all
         log_density = bound.at_ground(path[0]).log_density
-        zero = jnp.zeros((), moment.dtype)
+        zero = jnp.zeros((), path.dtype)
         state = ParticleState(
             i=jnp.zeros((), int),
             z=z,
@@ -236,24 +266,19 @@ class RTKParticleGibbs(PathKernel):
             accept_prob=zero,
             diverging=jnp.array(False),
             num_score_evals=jnp.asarray(self._evals_per_draw),
-            sample_size=jnp.zeros(self.num_levels + 1, moment.dtype),
+            sample_size=jnp.zeros(self.num_levels + 1, path.dtype),
             log_evidence=zero,
             mean_accept_prob=zero,
             path=path,
-            adapt_state=ParticleAdaptState(variance, prior, frame, no_draws(frame.loc)),
+            adapt_state=adapt,
             rng_key=key,
         )
         return state, has_start & jnp.isfinite(log_density)
 
-    def _first_path(self, key, run, dtype):
-        """c, and a path that came down with it."""
-        given = self._likelihood_variance
-        if self.has_likelihood and given is None:
-            return choose_variance(key, run)
-        variance = jnp.asarray(1.0 if given is None else given, dtype)
-        first = run(key, variance)
-        usable = jnp.isfinite(first.log_likelihood + first.log_density)
-        return variance, first.path, usable
+    def _run_of(self, bound: Bound, prior: PriorCurvature) -> RunOf:
+        """Plain runs down, for a c."""
+        target = self._target(bound)
+        return lambda key, c: self._sweep(key, None, target, self._plan(prior, c))
 
     def _plan(self, prior: PriorCurvature, variance: jax.Array) -> ParticlePlan:
         follows = self._follows_likelihood and self.has_likelihood

@@ -21,16 +21,18 @@ from numpyro_rtk.core.warmup.exchange import PriorCurvature
 from numpyro_rtk.noise import noise_to_signal, time_from_noise_to_signal
 
 __all__ = [
-    "NUM_PILOT",
+    "NUM_RUNS",
     "ParticleAdapt",
     "RunOf",
     "choose_variance",
+    "first_path",
     "plan_at",
 ]
 
-# Values of c, on the standardised scale, and runs down for each.
-_VARIANCES, _NUM_RUNS = np.geomspace(1e-4, 10.0, 6), 4
-NUM_PILOT = _NUM_RUNS * len(_VARIANCES)
+# Values of c, on the standardised scale, and runs down for each; runs that a chain's first
+# path is taken from.
+_VARIANCES, _NUM_TRIALS = np.geomspace(1e-4, 10.0, 6), 8
+NUM_RUNS = 4
 # Nats of mean log evidence that a smaller c may cost.
 _AS_GOOD = 0.5
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation; and one
@@ -84,31 +86,45 @@ def plan_at(
     return particle_plan(times, prior.at(times), likelihood_variance)
 
 
-def choose_variance(
-    key: jax.Array, run: RunOf
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The c, a path that came down with it, and whether any had a density.
+def choose_variance(key: jax.Array, run: RunOf) -> jax.Array:
+    """The c.
 
     Args:
         key: PRNG key.
         run: see :data:`RunOf`.
     """
-    key_runs, key_pick = jr.split(key)
-    keys = jr.split(key_runs, _NUM_RUNS)
-
-    def runs(variance):
-        found = jax.vmap(lambda k: run(k, variance))(keys)
-        usable = jnp.isfinite(found.log_likelihood + found.log_density)
-        log_evidence = jnp.where(usable, found.log_evidence, -jnp.inf)
-        return found.path, log_evidence
-
+    keys = jr.split(key, _NUM_TRIALS)
     grid = jnp.asarray(_VARIANCES, jnp.result_type(float))
-    paths, log_evidence = jax.lax.map(runs, grid)
+    log_evidence = jax.lax.map(lambda c: _runs(keys, run, c)[1], grid)
     # of all runs, so that a c whose every run was lost does not look good
     counted = without_lost(jnp.ravel(log_evidence)).reshape(log_evidence.shape)
     mean = jnp.mean(counted, axis=1)
-    best = jnp.argmax(mean >= jnp.max(mean) - _AS_GOOD)
-    weight = log_evidence[best]
+    return grid[jnp.argmax(mean >= jnp.max(mean) - _AS_GOOD)]
+
+
+def first_path(
+    key: jax.Array, run: RunOf, likelihood_variance: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A path that came down, of several runs in proportion to their evidence.
+
+    Args:
+        key: PRNG key.
+        run: see :data:`RunOf`.
+        likelihood_variance: c.
+
+    Returns:
+        The path ``(K + 1, dim)``, and whether any run has found a density.
+    """
+    key_runs, key_pick = jr.split(key)
+    paths, weight = _runs(jr.split(key_runs, NUM_RUNS), run, likelihood_variance)
     any_usable = jnp.any(jnp.isfinite(weight))
-    chosen = jr.categorical(key_pick, jnp.where(any_usable, weight, 0.0))
-    return grid[best], paths[best, chosen], any_usable
+    return paths[
+        jr.categorical(key_pick, jnp.where(any_usable, weight, 0.0))
+    ], any_usable
+
+
+def _runs(keys, run: RunOf, likelihood_variance) -> tuple[jax.Array, jax.Array]:
+    """Paths of runs, and the log evidence of each, -inf where its path has no density."""
+    found = jax.vmap(lambda key: run(key, likelihood_variance))(keys)
+    usable = jnp.isfinite(found.log_likelihood + found.log_density)
+    return found.path, jnp.where(usable, found.log_evidence, -jnp.inf)
