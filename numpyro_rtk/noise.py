@@ -13,6 +13,7 @@ with :math:`a_t = e^{-t}` and :math:`s_t^2 = 1 - e^{-2t}`. Time ``t`` is dimensi
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ __all__ = [
     "log_snr_ladder",
     "noise_to_signal",
     "noise_variance",
+    "refined",
     "signal",
     "time_from_noise_to_signal",
     "uniform_ladder",
@@ -54,6 +56,18 @@ def noise_to_signal(t: jax.Array) -> jax.Array:
 def time_from_noise_to_signal(r: jax.Array) -> jax.Array:
     """The inverse of :func:`noise_to_signal`: ``t = log(1 + r**2) / 2``."""
     return 0.5 * jnp.log1p(jnp.square(r))
+
+
+def refined(times: Any) -> jax.Array:
+    """A ladder ``(K + 1,)`` with a level in each segment, midway in the angle ``arctan r``.
+
+    Returns:
+        ``(2 K + 1,)``.
+    """
+    t = jnp.asarray(times)
+    angle = jnp.arctan(noise_to_signal(t))
+    middle = time_from_noise_to_signal(jnp.tan(0.5 * (angle[:-1] + angle[1:])))
+    return jnp.append(jnp.stack([t[:-1], middle], axis=1).ravel(), t[-1])
 
 
 def uniform_ladder(num_segments: int, horizon: float = 3.0) -> np.ndarray:

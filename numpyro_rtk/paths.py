@@ -24,7 +24,8 @@ import jax.random as jr
 import numpy as np
 
 from numpyro_rtk.core.annealed import Path
-from numpyro_rtk.core.curvature import mean_square
+from numpyro_rtk.core.covariance import stretch
+from numpyro_rtk.core.curvature import mean_product, mean_square
 from numpyro_rtk.core.multistep import Multistep, fit_multistep, probability_flow
 from numpyro_rtk.core.segment import (
     Evaluation,
@@ -149,7 +150,13 @@ def calibrate_multistep(
 
 
 def calibrate(
-    key: jax.Array, base: BaseFn, times: np.ndarray, dim: int, num_particles: int = 256
+    key: jax.Array,
+    base: BaseFn,
+    times: np.ndarray | jax.Array,
+    dim: int,
+    num_particles: int = 256,
+    *,
+    dense: bool = False,
 ) -> jax.Array:
     """Mean squared score of the prior at every level, from a population run down.
 
@@ -162,9 +169,10 @@ def calibrate(
         times: ladder, ``(K + 1,)``.
         dim: length of a position.
         num_particles: size of the population.
+        dense: whether to return the mean products ``E[s s^T]``.
 
     Returns:
-        ``(K + 1, dim)``, level 0 first.
+        ``(K + 1, dim)``, level 0 first; dense ``(K + 1, dim, dim)``.
     """
     t = jnp.asarray(times, jnp.result_type(float))
     key_top, key_down = jr.split(key)
@@ -173,18 +181,19 @@ def calibrate(
     def descend(population, inputs):
         low, high, key = inputs
         scores = scores_at(population, high)
-        second_moment = mean_square(scores)
+        second_moment = mean_product(scores, dense)
         segment = segment_between(low, high, second_moment)
         means = jax.vmap(proposal_mean, in_axes=(None, 0, 0))(
             segment, population, scores
         )
         noise = _balanced_normal(key, num_particles, dim, t.dtype)
-        return means + segment.root * noise, second_moment
+        spread = jax.vmap(stretch, in_axes=(None, 0))(segment.root, noise)
+        return means + spread, second_moment
 
     top = _balanced_normal(key_top, num_particles, dim, t.dtype)
     keys = jr.split(key_down, t.shape[0] - 1)
     bottom, moments = jax.lax.scan(descend, top, (t[:-1], t[1:], keys), reverse=True)
-    last = mean_square(scores_at(bottom, t[0]))
+    last = mean_product(scores_at(bottom, t[0]), dense)
     return jnp.concatenate([last[None], moments])
 
 

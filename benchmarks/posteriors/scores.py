@@ -24,9 +24,9 @@ from benchmarks.shared.tables import Table
 
 # dimensions: particles, chains, draws, numbers of levels
 SIZES = {
-    5: (32, 64, 100, (16, 32, 64)),
-    20: (64, 32, 100, (32, 64)),
-    64: (64, 16, 150, (32,)),
+    5: (32, 64, 500, (16, 32, 64)),
+    20: (64, 32, 500, (32, 64)),
+    64: (64, 16, 1000, (32,)),
 }
 SD = 0.1
 

@@ -2,8 +2,8 @@ r"""Conditional sequential Monte Carlo down the ladder: particle Gibbs.
 
 A score network's own *generative chain* goes from :math:`x_K \sim N(0, I)` down by Gaussian
 reverse kernels :math:`q_k(x_{k-1} \mid x_k)` (the analytic proposal of a segment: Tweedie's
-mean and the best diagonal variance). It has a density on paths, and so has the posterior
-under it,
+mean and the best covariance that is the same for all :math:`x_k`). It has a density on
+paths, and so has the posterior under it,
 
 .. math:: \pi(x_{0:K}) \propto N(x_K)\,\prod_k q_k(x_{k-1} \mid x_k)\; \ell(x_0) .
 
@@ -16,12 +16,16 @@ Particles come down under *twisted* targets, which look ahead to the likelihood 
 
 .. math:: \psi_k(x) = \ell(\hat x_0(x))^{\beta_k}, \qquad
           \hat x_0 = (x + s_k^2 \nabla\log p_{t_k}(x)) / a_k, \qquad
-          \beta_k = \frac{c}{c + r_k^2}, \qquad \psi_0 = \ell ,
+          \beta_k = \frac{c}{c + C_k}, \qquad \psi_0 = \ell
 
-from proposals that the twist has shifted. The current path is one of the particles, which
+with :math:`C_k` the mean variance of :math:`x_0` that is left at the level (:math:`r_k^2`
+where it is small, and hardly more than modes have within them while they are apart), from
+proposals that the twist has shifted. The current path is one of the particles, which
 stays (Andrieu, Doucet, Holenstein, JRSS-B 2010), and the next path is drawn backwards
 among all of them (Whiteley 2010): this leaves the target invariant for any number of
 particles, any c and any error of the network's. All that a poor twist costs is mixing.
+Particles are resampled where their weights have become unequal, and not before: each time
+a part of them comes to descend from the current path.
 """
 
 from collections.abc import Callable
@@ -31,6 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_rtk.core.annealed import log_reference
+from numpyro_rtk.core.covariance import diagonal_of, like, stretch
 from numpyro_rtk.core.inner import draw_numbers
 from numpyro_rtk.core.resampling import sample_size
 from numpyro_rtk.core.segment import (
@@ -58,6 +63,10 @@ __all__ = [
 # Log of a twist where the likelihood is zero: a twist must not be, since the state that it
 # looks ahead to may have one.
 _LEAST_TWIST = -1e5
+# Particles are resampled where their effective number has fallen below this part.
+_RESAMPLED = 0.5
+# Of a mean product of scores, as known from a thousand of them.
+_MOMENT_ERROR, _TINY = 0.03, 1e-30
 
 
 class Target(NamedTuple):
@@ -83,7 +92,7 @@ class Levels(NamedTuple):
         noise_variance: ``s_k ** 2``, ``(K + 1,)``.
         inverse_temperature: ``beta_k``, ``(K + 1,)``.
         slope: derivative of Tweedie's mean by the position, as of a Gaussian with the
-            prior's second moments, ``(K + 1, dim)``.
+            prior's second moments, ``(K + 1, dim)``, or dense ``(K + 1, dim, dim)``.
     """
 
     time: jax.Array
@@ -98,7 +107,7 @@ class ParticlePlan(NamedTuple):
 
     Attributes:
         levels: see :class:`Levels`.
-        segments: with diagonal proposals, leading axis K, lowest first.
+        segments: with diagonal or dense proposals, leading axis K, lowest first.
     """
 
     levels: Levels
@@ -112,20 +121,48 @@ def particle_plan(
 
     Args:
         times: ``(K + 1,)``.
-        second_moment: the prior's mean squared score at them, ``(K + 1, dim)``.
+        second_moment: the prior's mean squared score at them, ``(K + 1, dim)``, or
+            ``E[s s^T]`` there, ``(K + 1, dim, dim)``.
         likelihood_variance: c, on the standardised scale.
     """
     t = jnp.asarray(times, second_moment.dtype)
     a, s2 = signal(t), noise_variance(t)
-    slope = (1.0 - s2[:, None] * second_moment) / a[:, None]
+    unknown = _unknown(a, s2, diagonal_of(second_moment))
+    beta = likelihood_variance / (likelihood_variance + jnp.mean(unknown, axis=1))
     levels = Levels(
         time=t,
         signal=a,
         noise_variance=s2,
-        inverse_temperature=likelihood_variance / (likelihood_variance + s2 / a**2),
-        slope=jnp.maximum(slope, 0.0),
+        inverse_temperature=beta,
+        slope=_slope(a, s2, second_moment, unknown),
     )
     return ParticlePlan(levels, segment_between(t[:-1], t[1:], second_moment[1:]))
+
+
+def _unknown(a, s2, second_moment: jax.Array) -> jax.Array:
+    """Mean variance of the clean value at a level, by coordinate, ``(K + 1, dim)``.
+
+    ``s**2 / a**2 (1 - s**2 E[score**2])``. Near the top that is a small difference of an
+    estimate; but it is at most ``s**2``, as of data that are Gaussian, and grows with the
+    noise.
+    """
+    s2, a = s2[:, None], a[:, None]
+    variance = s2 / jnp.square(a) * (1.0 - s2 * second_moment)
+    return jax.lax.cummax(jnp.clip(variance, 0.0, s2))
+
+
+def _slope(a, s2, second_moment: jax.Array, unknown: jax.Array) -> jax.Array:
+    """``(I - s**2 E[s s^T]) / a``, by level, as far as it is known.
+
+    Correlations count as far as ``a**2`` stands out of what an estimated moment errs by.
+    """
+    diagonal = a[:, None] * unknown / jnp.maximum(s2, _TINY)[:, None]
+    if second_moment.ndim == 2:
+        return diagonal
+    eye = jnp.eye(second_moment.shape[-1], dtype=a.dtype)[None]
+    known = -s2 * a / (jnp.square(a) + _MOMENT_ERROR)
+    off = like(known, second_moment) * second_moment * (1.0 - eye)
+    return off + diagonal[:, :, None] * eye
 
 
 class SweepNoise(NamedTuple):
@@ -190,6 +227,8 @@ class _Level(NamedTuple):
     score: jax.Array
     taken: jax.Array
     log_weight: jax.Array
+    sample_size: jax.Array
+    is_resampled: jax.Array
 
 
 def sweep(
@@ -211,19 +250,23 @@ def sweep(
     """
     is_kept = path is not None
     keep = lambda x, row: x.at[0].set(row) if is_kept else x
+    everyone = jnp.arange(len(noise.top))
 
     def down(carry, inputs):
         x, log_weight = carry
         cross, uniforms, segment, level, row = inputs
         score, taken, pull = _weigh(x, target, level)
         log_weight = _usable(log_weight + taken)
-        here = _Level(x, score, taken, log_weight)
+        size = sample_size(log_weight)
+        here = _Level(x, score, taken, log_weight, size, size < _RESAMPLED)
         chosen = _choose(log_weight, uniforms)
         chosen = chosen.at[0].set(0) if is_kept else chosen
+        chosen = jnp.where(here.is_resampled, chosen, everyone)
+        log_weight = _after(log_weight, here.is_resampled)
         x, score, taken, pull = (leaf[chosen] for leaf in (x, score, taken, pull))
         proposals = jax.vmap(_pulled, in_axes=(None, 0))(segment, pull)
         z = keep(jax.vmap(sample_proposal)(proposals, x, score, cross), row)
-        log_weight = _transition(segment, target, z, x, score) - taken
+        log_weight = log_weight + _transition(segment, target, z, x, score) - taken
         log_weight = log_weight - jax.vmap(log_proposal)(proposals, z, x, score)
         return (z, log_weight), here
 
@@ -238,18 +281,26 @@ def sweep(
     log_prior, log_likelihood = _at_bottom(x, target)
     log_weight = _usable(log_weight + log_prior + log_likelihood)
     chosen = _choose(log_weight, noise.back[0])
-    weights = jnp.concatenate([log_weight[None], above.log_weight])
+    log_mean = jax.nn.logsumexp(above.log_weight, axis=1)
+    log_mean = jnp.where(above.is_resampled, log_mean - jnp.log(len(x)), 0.0)
+    last = jax.nn.logsumexp(log_weight) - jnp.log(len(x))
+    size = jnp.append(sample_size(log_weight), above.sample_size)
     return Sweep(
         path=_way_back(noise.back[1:], x[chosen], above, target, plan.segments),
-        log_evidence=jnp.sum(jax.nn.logsumexp(weights, axis=1) - jnp.log(len(x))),
-        sample_size=len(x) * jax.vmap(sample_size)(weights),
+        log_evidence=last + jnp.sum(log_mean),
+        sample_size=len(x) * size,
         log_likelihood=log_likelihood[chosen],
         log_density=log_prior[chosen],
     )
 
 
 def _way_back(uniforms, bottom, above: _Level, target, segments) -> jax.Array:
-    """From a particle of level 0 up, each level's in proportion to what led here."""
+    """From a particle of level 0 up, each level's in proportion to what led here.
+
+    Where nothing was resampled as well: the particles of such a level, each with the way it
+    came since they last were, are independent proposals of the path's upper part, and the
+    choice among them and the current one leaves its law as it is.
+    """
 
     def up(below, inputs):
         uniform, segment, level = inputs
@@ -274,7 +325,8 @@ def _weigh(x, target: Target, level: Levels):
     beta = level.inverse_temperature
     twist = jnp.where(jnp.isfinite(value), beta * value, _LEAST_TWIST)
     gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-    return prior.score, taken + twist, beta * level.slope[None] * gradient
+    pull = jax.vmap(stretch, in_axes=(None, 0))(level.slope, gradient)
+    return prior.score, taken + twist, beta * pull
 
 
 def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
@@ -291,7 +343,8 @@ def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
 
 def _pulled(segment: Segment, pull: jax.Array) -> Segment:
     """The reverse kernel of one particle as its proposal: moved along the twist."""
-    return segment._replace(shift=jnp.square(segment.root) / segment.a * pull)
+    spread = stretch(segment.root, stretch(segment.root.T, pull))
+    return segment._replace(shift=spread / segment.a)
 
 
 def _transition(segment: Segment, target: Target, z, x, score) -> jax.Array:
@@ -306,6 +359,11 @@ def _choose(log_weight: jax.Array, uniform: jax.Array) -> jax.Array:
     total = jnp.cumsum(jnp.exp(log_weight - jnp.max(log_weight)))
     chosen = jnp.searchsorted(total, uniform * total[-1], side="right")
     return jnp.minimum(chosen, len(log_weight) - 1)
+
+
+def _after(log_weight: jax.Array, is_resampled: jax.Array) -> jax.Array:
+    """The weights that particles go on with: they count until they are resampled."""
+    return jnp.where(is_resampled, 0.0, log_weight)
 
 
 def _usable(log_weight: jax.Array) -> jax.Array:

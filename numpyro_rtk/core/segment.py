@@ -13,10 +13,11 @@ Its *proposal* is a Gaussian
 
 The *analytic* one, :func:`segment_between`, has the mean
 :math:`\tfrac{1}{a}(x_k + v \nabla\log\pi_k(x_k))`, which is exact by Tweedie's formula
-when :math:`\pi_k` is the noised :math:`\pi_{k-1}`, and the diagonal variance that is best
-then, :math:`\tfrac{v}{a^2} (1 - v\,E[(\nabla\log\pi_k)^2])` (analytic-DPM, Bao et al.,
-ICLR 2022, arXiv 2201.06503). ``proposals.py`` fits one. Having a density, it is what makes
-weights possible: those of a step from :math:`x_k` down to z change by
+when :math:`\pi_k` is the noised :math:`\pi_{k-1}`, and the covariance that is best then,
+:math:`\tfrac{v}{a^2} (I - v\,E[ss^T])` of scores :math:`s = \nabla\log\pi_k`, or its
+diagonal (analytic-DPM, Bao et al., ICLR 2022, arXiv 2201.06503). ``proposals.py`` fits one.
+Having a density, it is what makes weights possible: those of a step from :math:`x_k` down
+to z change by
 
 .. math:: W = \log\frac{\pi_{k-1}(z)\,N(x_k; a z, v I)}{\pi_k(x_k)\,q(z \mid x_k)},
 
@@ -32,7 +33,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rtk.core.covariance import stretch
+from numpyro_rtk.core.covariance import diagonal_of, like, roots, stretch
 from numpyro_rtk.noise import noise_variance
 
 __all__ = [
@@ -61,6 +62,8 @@ _LOG_2PI = 1.8378770664093453
 # A proposal narrower than this fraction of a standard normal's reverse kernel is not to be
 # believed: the moment that it is computed from is an estimate.
 _SMALLEST_FRACTION = 0.02
+# Parts of the correlations that are tried, and what a pivot of a root must exceed.
+_PARTS, _RESOLVED = (1.0, 0.9, 0.75, 0.5, 0.25), 1e-6
 
 
 class Evaluation(NamedTuple):
@@ -111,11 +114,24 @@ def segment_between(
     Args:
         t_low: scalar or ``(K,)``.
         t_high: like ``t_low``.
-        second_moment: mean squared score at ``t_high`` per coordinate, ``(..., dim)``.
+        second_moment: mean squared score at ``t_high`` per coordinate, ``(..., dim)``, for
+            a diagonal proposal; or ``E[s s^T]``, ``(..., dim, dim)``, for a dense one.
     """
     a, v = noising_between(t_low, t_high)
-    variance = analytic_variance(a, v, second_moment, noise_variance(t_low))
-    return _with_variance(a, v, 1.0 / a, v / a, variance)
+    if second_moment.ndim == a.ndim + 1:
+        variance = analytic_variance(a, v, second_moment, noise_variance(t_low))
+        return _with_variance(a, v, 1.0 / a, v / a, variance)
+    rows = [jnp.atleast_1d(x) for x in (a, v, noise_variance(t_low))]
+    dim = second_moment.shape[-1]
+    moment = second_moment.reshape(-1, dim, dim)
+    relative = _relative_covariance(rows[0], rows[1], rows[2], moment)
+    widest = like(rows[1] / jnp.square(rows[0]), relative)
+    root, inverse = roots(widest * relative)
+    log_det = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), axis=-1)
+    root, inverse, log_det = (
+        x.reshape(a.shape + x.shape[1:]) for x in (root, inverse, log_det)
+    )
+    return Segment(a, v, 1.0 / a, v / a, 0.0 * root[..., 0], root, inverse, log_det)
 
 
 def paper_segment_between(
@@ -166,10 +182,39 @@ def analytic_variance(
         lower_noise: the noise's variance at the lower level, like ``v``.
     """
     a, v, lower_noise = (jnp.asarray(x)[..., None] for x in (a, v, lower_noise))
-    widest = v / jnp.square(a)
-    bridge = lower_noise * v / (lower_noise * jnp.square(a) + v)
-    smallest = jnp.maximum(bridge, _SMALLEST_FRACTION * v)
-    return jnp.clip(widest * (1.0 - v * second_moment), smallest, widest)
+    smallest = _smallest_part(a, v, lower_noise)
+    return v / jnp.square(a) * jnp.clip(1.0 - v * second_moment, smallest, 1.0)
+
+
+def _smallest_part(a, v, lower_noise):
+    """The least variance as a part of ``v / a**2``."""
+    bridge = lower_noise / (lower_noise * jnp.square(a) + v)
+    return jnp.square(a) * jnp.maximum(bridge, _SMALLEST_FRACTION)
+
+
+def _relative_covariance(a, v, lower_noise, second_moment: jax.Array) -> jax.Array:
+    """``I - v E[s s^T]``, ``(K, dim, dim)``, nowhere below the least variance's part.
+
+    In a wide segment the difference can be smaller than the error of an estimated moment:
+    correlations are lowered as far as it takes.
+    """
+    smallest = _smallest_part(a, v, lower_noise)
+    eye = jnp.eye(second_moment.shape[-1], dtype=second_moment.dtype)[None]
+    full = eye - like(v, second_moment) * second_moment
+    variance = jnp.clip(diagonal_of(full), smallest[:, None], 1.0)
+    off = full * (1.0 - eye)
+
+    def lowered(part):
+        return part * off + variance[:, :, None] * eye
+
+    def is_definite(part):
+        root, _ = roots(lowered(part) - like(smallest, full) * eye)
+        return jnp.all(jnp.square(diagonal_of(root)) > _RESOLVED, axis=-1)
+
+    fits = jax.lax.map(is_definite, jnp.asarray(_PARTS, full.dtype))
+    part = jnp.asarray((*_PARTS, 0.0), full.dtype)[jnp.argmax(fits, axis=0)]
+    part = jnp.where(jnp.any(fits, axis=0), part, 0.0)
+    return lowered(like(part, full))
 
 
 def noising_misfit(segment: Segment, x: jax.Array, z: jax.Array) -> jax.Array:

@@ -12,6 +12,12 @@ __all__ = ["ParticleDiagnosis", "diagnose_particles"]
 # A chain that moves less often than this, and a level with a smaller part of its particles.
 _STAYS, _DEGENERATE, _FEW = 0.5, 0.1, 4.0
 _DIVERGING = 0.01
+# Nats that the law of a ladder may be from that of a very fine one, in all and by
+# coordinate. At 1 the spreads of a mixture in 64 dimensions are a twentieth too narrow, at .1 by
+# coordinate that of two that are correlated an eighth too wide.
+_COARSE_LAW, _COARSE_BY_COORDINATE = 1.0, 0.1
+# With fewer levels the estimate of it means nothing.
+_LEAST_LEVELS = 8
 
 
 class ParticleDiagnosis(NamedTuple):
@@ -21,6 +27,11 @@ class ParticleDiagnosis(NamedTuple):
         moved: share of the draws that moved, of each chain, ``(chains,)``.
         sample_size: mean effective number of particles at every level, ``(K + 1,)``.
         num_particles: n.
+        law_gap: nats of the Kullback-Leibler divergence, about, of the law that a score
+            network draws on this ladder from that on a very fine one; 0 with an energy,
+            whose law is the learned density's.
+        is_of_score: whether there was a score alone.
+        dim: numbers of a draw.
         log_evidence: estimate and its standard error; see :func:`log_evidence`.
         problems: sentences that say what is wrong and what to change; empty if nothing.
         limits: what no diagnostic of this run can exclude.
@@ -29,6 +40,9 @@ class ParticleDiagnosis(NamedTuple):
     moved: np.ndarray
     sample_size: np.ndarray
     num_particles: int
+    law_gap: float
+    is_of_score: bool
+    dim: int
     log_evidence: tuple[float, float]
     problems: tuple[str, ...]
     limits: tuple[str, ...]
@@ -50,22 +64,35 @@ class ParticleDiagnosis(NamedTuple):
 def diagnose_particles(mcmc: Any) -> ParticleDiagnosis:
     """The report of :func:`diagnose` on an ``RTKParticleGibbs`` run."""
     kernel = mcmc.sampler
+    adapt = mcmc.last_state.adapt_state
+    gap = np.max(np.asarray(adapt.law_gap), initial=0.0)
     found = ParticleDiagnosis(
         moved=field_of(mcmc, "accept_prob").mean(axis=1),
         sample_size=field_of(mcmc, "sample_size").mean(axis=(0, 1)),
         num_particles=kernel.num_particles,
+        law_gap=0.0 if kernel.has_energy else float(gap),
+        is_of_score=not kernel.has_energy,
+        dim=mcmc.last_state.path.shape[-1],
         log_evidence=log_evidence(mcmc),
         problems=(),
-        limits=(_limit(kernel),),
+        limits=(),
     )
     diverging = float(field_of(mcmc, "diverging").mean())
-    problems = list(said((_says_stays, _says_degenerate, _says_unknown), found))
+    says = (_says_stays, _says_degenerate, _says_unknown, _says_coarse)
+    problems = list(said(says, found))
+    if not kernel.has_energy and np.ptp(np.asarray(adapt.likelihood_variance)) > 0.0:
+        problems.append(
+            "The chains have different levels, chosen beside different values of the other "
+            "sites: with a score alone they have different laws. Give "
+            "`likelihood_variance`."
+        )
     if diverging > _DIVERGING:
         problems.append(
             f"{100 * diverging:.0f} % of the draws have no density: the likelihood is NaN "
             "or -inf where the learned prior is."
         )
-    return found._replace(problems=tuple(problems))
+    limit = _limit(kernel, found.law_gap)
+    return found._replace(problems=tuple(problems), limits=(limit,))
 
 
 def _says_stays(found: ParticleDiagnosis) -> str | None:
@@ -100,13 +127,27 @@ def _says_unknown(found: ParticleDiagnosis) -> str | None:
     )
 
 
-def _limit(kernel: Any) -> str:
+def _says_coarse(found: ParticleDiagnosis) -> str | None:
+    is_known = len(found.sample_size) > _LEAST_LEVELS  # level 0 is one of them
+    largest = min(_COARSE_LAW, _COARSE_BY_COORDINATE * found.dim)
+    if found.law_gap < largest and (is_known or not found.is_of_score):
+        return None
+    far = f"about {found.law_gap:.1f} nats" if is_known else "too far to say how far"
+    return (
+        "The ladder is too coarse: the law that the network draws on it is "
+        f"{far} from that on a fine one. Give more `num_levels`: twice "
+        "as many leave about a quarter of it."
+    )
+
+
+def _limit(kernel: Any, law_gap: float) -> str:
     if not kernel.has_energy:
         return (
             "With a score alone the prior is what the network draws in "
-            f"{kernel.num_levels} Gaussian steps, which is not the data's law even where "
-            "every score is right: run again with twice the `num_levels`, and see whether "
-            "results move."
+            f"{kernel.num_levels} Gaussian steps: some {law_gap:.2g} nats (Kullback-"
+            "Leibler) from what it draws in very many, which is "
+            "the data's law as far as its scores are right. Run again with twice the "
+            "`num_levels`, and see whether results move."
         )
     return (
         "Not excluded: modes far narrower than those found, which particles lose on the "

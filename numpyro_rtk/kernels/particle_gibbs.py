@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from numpyro.util import is_prng_key
 
 from numpyro_rtk import paths
 from numpyro_rtk._checks import check_positive, check_positive_int
@@ -25,23 +26,27 @@ from numpyro_rtk.core.warmup.exchange import PriorCurvature
 from numpyro_rtk.core.warmup.particles import (
     NUM_RUNS,
     ParticleAdapt,
-    RunOf,
     choose_variance,
     first_path,
+    law_gap,
     plan_at,
 )
 from numpyro_rtk.density import value_and_grad
 from numpyro_rtk.kernels.base import PathKernel
 from numpyro_rtk.kernels.problem.problem import Bound
 from numpyro_rtk.kernels.state import lists_its_fields
-from numpyro_rtk.noise import Ladder, as_levels
+from numpyro_rtk.noise import Ladder, as_levels, refined
 
 __all__ = ["ParticleState", "RTKParticleGibbs"]
 
 _NUM_PARTICLES, _NUM_LEVELS = 64, 32
 # Particles that the reverse kernels' variances are measured by: their error is one of the
 # network's law.
-_NUM_CALIBRATE = 1024
+_NUM_CALIBRATE, _PER_DIMENSION = 1024, 16
+# And on as many levels, or more: on few, the particles' law would be another one.
+_LEVELS_CALIBRATED = 64
+# Beyond this many dimensions matrices would cost more than they gain; see `dense`.
+_LARGEST_DENSE = 256
 # The key that levels and c are chosen with.
 _LAW = 18
 
@@ -53,7 +58,7 @@ class ParticleAdaptState(ParticleAdapt):
 
 @lists_its_fields
 class ParticleState(NamedTuple):
-    """State of ``RTKParticleGibbs``; every field but the last three can be collected.
+    """State of ``RTKParticleGibbs``; every field but the last two can be collected.
 
     Attributes:
         i: iteration, warm-up included.
@@ -68,6 +73,7 @@ class ParticleState(NamedTuple):
         mean_accept_prob: running mean of ``accept_prob`` within the phase.
         path: the draw and how it came down, standardised, ``(K + 1, dim)``.
         adapt_state: see :class:`ParticleAdapt`.
+        shared: levels and reverse kernels, the same for all chains; without their axis.
         rng_key: PRNG key of the next draw.
     """
 
@@ -82,6 +88,7 @@ class ParticleState(NamedTuple):
     mean_accept_prob: jax.Array
     path: jax.Array
     adapt_state: ParticleAdaptState
+    shared: ParticlePlan
     rng_key: jax.Array
 
 
@@ -113,6 +120,8 @@ class RTKParticleGibbs(PathKernel):
         likelihood_variance: c, the variance of the likelihood on the standardised scale
             that the particles' look ahead assumes; None: chosen before the first draw, by
             the model and its data, not by the key.
+        dense: whether the reverse kernels have full covariances or diagonal ones; None:
+            full ones up to 256 dimensions.
         path: see :class:`RTKMALA`.
         forward_mode_differentiation: see :class:`RTKMALA`.
 
@@ -136,6 +145,7 @@ class RTKParticleGibbs(PathKernel):
         num_levels: int | None = None,
         ladder: Ladder = "angle",
         likelihood_variance: float | None = None,
+        dense: bool | None = None,
         path: str | None = None,
         forward_mode_differentiation: bool = False,
     ):
@@ -154,6 +164,7 @@ class RTKParticleGibbs(PathKernel):
         self._follows_likelihood = isinstance(ladder, str)
         self._num_particles = num_particles
         self._likelihood_variance = likelihood_variance
+        self._dense = dense
 
     # -- what NumPyro and ArviZ read ------------------------------------------------
 
@@ -213,15 +224,17 @@ class RTKParticleGibbs(PathKernel):
 
     def _build(self, rng_key, init_params, args, kwargs, is_single, origin):
         """The same levels and c for all chains; each starts with particles of its own."""
-        adapt, bound = self._choose(args, kwargs, origin)
+        adapt, plan, bound = self._choose(args, kwargs, origin)
         one = lambda key, params: self._init_one(
-            key, params, args, kwargs, adapt, bound
+            key, params, args, kwargs, adapt, plan, bound
         )
-        return (one if is_single else jax.vmap(one))(rng_key, init_params)
+        build = one if is_single else jax.vmap(one)
+        state, has_start = build(rng_key, init_params)
+        return state._replace(shared=plan), has_start
 
     def _choose(
         self, args: tuple, kwargs: dict, origin: jax.Array
-    ) -> tuple[ParticleAdaptState, Bound]:
+    ) -> tuple[ParticleAdaptState, ParticlePlan, Bound]:
         """Levels and c, from a key of their own: by the model and its data alone.
 
         With a score alone they are part of the law of the draws, which must not be another
@@ -230,31 +243,50 @@ class RTKParticleGibbs(PathKernel):
         key_prior, key_moment, key_variance = jr.split(jr.key(_LAW), 3)
         frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
         bound = self._problem.bind(args, kwargs, frame)
-        dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
-        moment = paths.calibrate(
-            key_moment, bound.base, self._times, dim, _NUM_CALIBRATE
-        )
-        # the reference of ordinary sites is a standard normal, drawn without any error
-        moment = moment.at[:, dim - num_ordinary :].set(1.0)
-        prior = PriorCurvature(jnp.asarray(self._times, moment.dtype), moment)
-        given = self._likelihood_variance
+        prior = self._curvature(key_moment, bound)
+        given, target = self._likelihood_variance, self._target(bound)
+        run = lambda key, c: self._sweep(key, None, target, self._plan(prior, c))
         if self.has_likelihood and given is None:
-            run = self._run_of(bound, prior)
             variance = choose_variance(key_variance, run)
         else:
-            variance = jnp.asarray(1.0 if given is None else given, moment.dtype)
-        return ParticleAdaptState(variance, prior, frame, no_draws(frame.loc)), bound
+            variance = jnp.asarray(1.0 if given is None else given, frame.origin.dtype)
+        plan = self._plan(prior, variance)
+        adapt = ParticleAdaptState(
+            likelihood_variance=variance,
+            times=plan.levels.time,
+            law_gap=law_gap(prior, plan),
+            frame=frame,
+            moments=no_draws(frame.loc),
+        )
+        return adapt, plan, bound
 
-    def _init_one(self, key, init_params, args, kwargs, adapt, bound: Bound):
+    def _curvature(self, key: jax.Array, bound: Bound) -> PriorCurvature:
+        """What the reverse kernels' covariances are measured by."""
+        dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
+        dense = dim <= _LARGEST_DENSE if self._dense is None else self._dense
+        times = self._times
+        while len(times) <= _LEVELS_CALIBRATED:
+            times = refined(times)
+        num_particles = max(_NUM_CALIBRATE, dense * _PER_DIMENSION * dim)
+        moment = paths.calibrate(
+            key, bound.base, times, dim, num_particles, dense=dense
+        )
+        # the reference of ordinary sites is a standard normal, drawn without any error
+        is_ordinary = jnp.arange(dim) >= dim - num_ordinary
+        one = jnp.eye(dim, dtype=moment.dtype) if dense else jnp.ones_like(moment[0])
+        exact = is_ordinary[:, None] | is_ordinary if dense else is_ordinary
+        moment = jnp.where(exact, one, moment)
+        return PriorCurvature(jnp.asarray(times, moment.dtype), moment)
+
+    def _init_one(self, key, init_params, args, kwargs, adapt, plan, bound: Bound):
         key, key_path, key_up = jr.split(key, 3)
-        variance = adapt.likelihood_variance
-        run = self._run_of(bound, adapt.prior)
-        path, has_start = first_path(key_path, run, variance)
+        target = self._target(bound)
+        run = lambda key: self._sweep(key, None, target, plan)
+        path, has_start = first_path(key_path, run)
         z = bound.unflatten(path[0])
         if init_params is not None:
             z = self._start_from(init_params, args, kwargs, z)
             noise = jr.normal(key_up, path[1:].shape, path.dtype)
-            plan = self._plan(adapt.prior, variance)
             path = noised(noise, bound.flatten(z), plan.segments)
             has_start = True  # if it has a density, which is asked below of all
         log_density = bound.at_ground(path[0]).log_density
@@ -271,18 +303,15 @@ class RTKParticleGibbs(PathKernel):
             mean_accept_prob=zero,
             path=path,
             adapt_state=adapt,
+            shared=None,  # type: ignore[arg-type]
             rng_key=key,
         )
         return state, has_start & jnp.isfinite(log_density)
 
-    def _run_of(self, bound: Bound, prior: PriorCurvature) -> RunOf:
-        """Plain runs down, for a c."""
-        target = self._target(bound)
-        return lambda key, c: self._sweep(key, None, target, self._plan(prior, c))
-
     def _plan(self, prior: PriorCurvature, variance: jax.Array) -> ParticlePlan:
         follows = self._follows_likelihood and self.has_likelihood
-        return plan_at(prior, variance, follows_likelihood=follows)
+        times = jnp.asarray(self._times, prior.times.dtype)
+        return plan_at(prior, times, variance, follows_likelihood=follows)
 
     def _target(self, bound: Bound) -> Target:
         likelihood = bound.log_likelihood
@@ -291,14 +320,28 @@ class RTKParticleGibbs(PathKernel):
         return Target(bound.base, likelihood, self._problem.has_energy)
 
     def _sweep(self, key, path, target: Target, plan: ParticlePlan) -> Sweep:
-        dim, dtype = plan.levels.slope.shape[1], plan.levels.slope.dtype
+        dim, dtype = plan.segments.shift.shape[1], plan.levels.time.dtype
         noise = SweepNoise.draw(key, self.num_levels, self._num_particles, dim, dtype)
         return sweep(noise, path, target, plan)
+
+    def sample(
+        self, state: ParticleState, model_args: tuple, model_kwargs: dict | None
+    ) -> ParticleState:
+        """One draw (with vectorised chains: one per chain)."""
+        plan, chains = state.shared, state._replace(shared=None)
+
+        def step(one):
+            new = self._sample_one(one._replace(shared=plan), model_args, kwargs)
+            return new._replace(shared=None)
+
+        kwargs = {} if model_kwargs is None else model_kwargs
+        is_single = is_prng_key(state.rng_key)
+        return (step if is_single else jax.vmap(step))(chains)._replace(shared=plan)
 
     def _sample_one(self, state: ParticleState, args: tuple, kwargs: dict):
         adapt = state.adapt_state
         bound = self._problem.bind(args, kwargs, adapt.frame)
-        plan = self._plan(adapt.prior, adapt.likelihood_variance)
+        plan = state.shared
         key, key_up, key_sweep = jr.split(state.rng_key, 3)
         before = bound.flatten(state.z)
         path = self._path_of(key_up, before, state, plan)

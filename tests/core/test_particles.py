@@ -13,6 +13,7 @@ import pytest
 
 from numpyro_rtk import paths
 from numpyro_rtk.core import particles as module
+from numpyro_rtk.core.annealed import log_reference
 from numpyro_rtk.core.particles import (
     SweepNoise,
     Target,
@@ -20,8 +21,11 @@ from numpyro_rtk.core.particles import (
     particle_plan,
     sweep,
 )
+from numpyro_rtk.core.segment import log_noising, log_proposal
+from numpyro_rtk.core.warmup.exchange import PriorCurvature
+from numpyro_rtk.core.warmup.particles import curvature_at, law_gap
 from numpyro_rtk.density import standardised
-from numpyro_rtk.noise import log_snr_ladder
+from numpyro_rtk.noise import angle_ladder, log_snr_ladder, refined
 from tests.oracles import Mixture, assert_mean, summaries, z_score
 
 LAW = Mixture(
@@ -115,6 +119,8 @@ def test_paths_of_the_target_stay_so(has_energy, key):
     before = exact_paths(key, has_energy, plan, N)
     found = swept(key, before, target, plan)
     assert_mean(change(before, found.path))
+    # both kinds of level: resampled, and gone on without
+    assert 0.05 < np.mean(np.asarray(found.sample_size)[:, 1:] < 2.0) < 0.95
     moved = np.any(np.asarray(found.path != before), axis=2)
     assert 0.3 < moved[:, 0].mean() < 0.95
     np.testing.assert_allclose(
@@ -160,11 +166,15 @@ def _back_without_the_transition(patch):
 def _back_with_the_twist(patch):
     right = module._way_back
 
-    def back(uniforms, bottom, above, target, segments):
+    def back(uniforms, bottom, above, *others):
         above = above._replace(taken=jnp.zeros_like(above.taken))
-        return right(uniforms, bottom, above, target, segments)
+        return right(uniforms, bottom, above, *others)
 
     patch.setattr(module, "_way_back", back)
+
+
+def _weights_dropped_where_they_are_not(patch):
+    patch.setattr(module, "_after", lambda log_weight, is_resampled: 0.0 * log_weight)
 
 
 BREAKAGES = {
@@ -172,16 +182,18 @@ BREAKAGES = {
     "no likelihood at the end": _no_likelihood,
     "back without the transition": _back_without_the_transition,
     "back with the twist": _back_with_the_twist,
+    "weights dropped": _weights_dropped_where_they_are_not,
 }
 
 
 @LAWS
 @pytest.mark.parametrize("break_it", BREAKAGES.values(), ids=BREAKAGES)
 def test_negative_controls(break_it, has_energy, key, monkeypatch):
-    target, plan = problem(has_energy)
+    """With a c that is too large, so that particles are resampled often."""
+    target, plan = problem(has_energy, variance=2.0)
     before = exact_paths(key, has_energy, plan, 3 * N)
     break_it(monkeypatch)
-    after = swept(key, before, target, plan).path
+    after = swept(key, before, target, plan, num_particles=8).path
     worst = np.max(np.abs(z_score(change(before, after))))
     assert worst > 8.0, worst
 
@@ -275,6 +287,50 @@ def test_a_likelihood_of_zero_on_the_way_is_no_end(key):
     found = swept(key, before, target._replace(likelihood=edged), plan)
     assert np.all(np.asarray(found.path[:, 0, 0]) > 0.5)
     assert_mean(change(before, found.path))
+
+
+def test_the_gap_of_a_law_is_its_paths_divergence(key):
+    """Against a mean over 10,000 noisings of exact draws, at 8 levels and 32.
+
+    E[log p(x_0) - log of what the chain puts there] along paths of the noising.
+    """
+    gaps = []
+    for num_levels in (8, 32):
+        times = angle_ladder(num_levels)
+        fine = times
+        while len(fine) <= 64:
+            fine = refined(fine)
+        with jax.numpy_rank_promotion("allow"):
+            moment = paths.calibrate(key, BASE, fine, DIM, 20_000, dense=True)
+        prior = PriorCurvature(jnp.asarray(fine), moment)
+        at = jnp.asarray(times)
+        plan = particle_plan(at, curvature_at(prior, at), 1.0)
+        gap = float(law_gap(prior, plan))
+        exact = path_divergence(key, plan, 10_000)
+        error = exact.std() / np.sqrt(len(exact))
+        assert error < 0.02
+        assert abs(gap - exact.mean()) < exact.mean() / 3 + 5 * error, (
+            gap,
+            exact.mean(),
+        )
+        gaps.append(gap)
+    assert gaps[0] > 3.0 * gaps[1]
+
+
+def path_divergence(key, plan, n):
+    """Terms of the divergence of a chain's paths from the noisings of the mixture."""
+    bottom = jnp.asarray(LAW.draws(5, n), jnp.float32)
+    noise = jr.normal(key, (n, len(plan.segments.a), DIM))
+
+    def one(noise, bottom):
+        path = noised(noise, bottom, plan.segments)
+        score = jax.vmap(lambda x, t: BASE(x, t).score)(path, plan.levels.time)[1:]
+        up = jax.vmap(log_noising)(plan.segments, path[1:], path[:-1])
+        down = jax.vmap(log_proposal)(plan.segments, path[:-1], path[1:], score)
+        ends = BASE(bottom, 0.0).log_density - log_reference(path[-1])
+        return ends + jnp.sum(up - down)
+
+    return np.asarray(jax.jit(jax.vmap(one))(noise, bottom), float)
 
 
 def test_a_level_that_nothing_reaches_is_worth_no_particle(key):

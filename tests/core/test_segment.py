@@ -67,6 +67,38 @@ def test_segments_of_a_ladder_at_once():
         )
 
 
+def test_a_dense_proposal_of_a_correlated_gaussian_is_its_reverse_kernel():
+    covariance = np.array([[1.0, 0.9, 0.0], [0.9, 1.2, -0.3], [0.0, -0.3, 0.5]])
+    at = lambda t: np.exp(-2 * t) * covariance + (1 - np.exp(-2 * t)) * np.eye(3)
+    t = jnp.array([0.0, LOW, HIGH])
+    moment = jnp.asarray(np.stack([np.linalg.inv(at(x)) for x in (LOW, HIGH)]))
+    segments = seg.segment_between(t[:-1], t[1:], moment.astype(jnp.float32))
+    root = np.asarray(segments.root[1], float)
+    exact = np.linalg.inv(np.linalg.inv(at(LOW)) + A**2 / V * np.eye(3))
+    np.testing.assert_allclose(root @ root.T, exact, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(root @ segments.inverse_root[1], np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(
+        segments.log_det[1], 0.5 * np.linalg.slogdet(exact)[1], atol=1e-4
+    )
+    alone = seg.segment_between(t[1], t[2], moment[1].astype(jnp.float32))
+    np.testing.assert_allclose(alone.root, segments.root[1], atol=1e-6)
+
+
+def test_a_dense_proposal_stays_definite_where_the_moment_is_off():
+    """A wide segment, where 1 - v E[s s^T] of an estimate has a negative direction."""
+    t = jnp.array([0.05, 3.0])
+    moment = jnp.array([[[1.0, 0.05], [0.05, 1.01]]])
+    segment = seg.segment_between(t[:-1], t[1:], moment)
+    root = np.asarray(segment.root[0], float)
+    _, v = seg.noising_between(t[0], t[1])
+    assert np.linalg.eigvalsh(np.eye(2) - float(v) * np.asarray(moment[0])).min() < 0.0
+    assert np.all(np.isfinite(root))
+    bridge = seg.analytic_variance(
+        *seg.noising_between(t[0], t[1]), jnp.ones(1) * 9, 0.095
+    )
+    assert np.linalg.eigvalsh(root @ root.T).min() > 0.9 * float(bridge[0])
+
+
 def test_reverse_kernel_is_the_exact_conditional():
     """Its gradient is exact; its log density is, up to one constant: log p(x)."""
     segment = gaussian_segment()

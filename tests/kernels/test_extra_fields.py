@@ -45,7 +45,6 @@ KERNELS = {
             f"adapt_state.{name}"
             for name in (
                 "likelihood_variance",
-                "prior.times",
                 "frame.loc",
                 "frame.scale",
             )

@@ -153,6 +153,43 @@ def test_a_precise_datum_and_a_score_alone():
     assert raw[:, 1].std() / exact > 2.0
 
 
+class Correlated:
+    """A Gaussian whose correlation its coordinates' variances do not show."""
+
+    event_shape = (2,)
+    loc, scale = jnp.zeros(2), jnp.ones(2)
+
+    def score(self, x, t):
+        rho = 0.95 * jnp.exp(-2 * t)
+        return (rho * x[::-1] - x) / (1 - rho**2)
+
+
+def correlated(y):
+    x = numpyro.sample("x", rtk.LearnedPrior(Correlated()))
+    numpyro.sample("y", dist.Normal(x[0], 0.2), obs=y)
+
+
+def test_correlated_coordinates_and_few_levels():
+    """Dense reverse kernels draw a Gaussian without error; diagonal ones say they err."""
+    exact = np.sqrt(1.0 - 0.95**2 / 1.04)
+    runs = {
+        dense: run(
+            rtk.RTKParticleGibbs(correlated, num_levels=8, dense=dense), num_chains=20
+        )
+        for dense in (None, False)
+    }
+    sd = {
+        dense: np.asarray(mcmc.get_samples()["x"])[:, 1].std()
+        for dense, mcmc in runs.items()
+    }
+    assert abs(sd[None] / exact - 1.0) < 0.04, sd[None] / exact
+    assert abs(sd[False] / exact - 1.0) > 0.08, sd[False] / exact
+    reports = {dense: rtk.diagnose(mcmc) for dense, mcmc in runs.items()}
+    assert not reports[None].problems
+    assert reports[None].law_gap < 0.1
+    assert any("ladder is too coarse" in text for text in reports[False].problems)
+
+
 def test_in_a_gibbs_block_beside_nuts():
     if not hasattr(numpyro.infer, "Gibbs"):
         pytest.skip("NumPyro < 0.22")

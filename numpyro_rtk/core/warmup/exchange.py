@@ -80,7 +80,10 @@ class Method(NamedTuple):
 
 
 class PriorCurvature(NamedTuple):
-    """Mean squared scores of the noised prior, ``(n, dim)``, at ``times`` ``(n,)``."""
+    """Mean squared scores of the noised prior, ``(n, dim)``, at ``times`` ``(n,)``.
+
+    Particle Gibbs has their mean products ``E[s s^T]`` here, ``(n, dim, dim)``.
+    """
 
     times: jax.Array
     curvature: jax.Array
