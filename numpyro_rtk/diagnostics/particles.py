@@ -13,8 +13,8 @@ __all__ = ["ParticleDiagnosis", "diagnose_particles"]
 _STAYS, _DEGENERATE, _FEW = 0.5, 0.1, 4.0
 _DIVERGING = 0.01
 # Nats that the law of a ladder may be from that of a very fine one, in all and by
-# coordinate. At 1 the spreads of a mixture in 64 dimensions are a twentieth too narrow, at .1 by
-# coordinate that of two that are correlated an eighth too wide.
+# coordinate. At 1 the spreads of a mixture in 64 dimensions are a twentieth too narrow, at
+# .1 by coordinate that of two that are correlated an eighth too wide.
 _COARSE_LAW, _COARSE_BY_COORDINATE = 1.0, 0.1
 # With fewer levels the estimate of it means nothing.
 _LEAST_LEVELS = 8
