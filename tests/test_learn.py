@@ -24,7 +24,12 @@ from numpyro_rtk.sites import (
     unconstrain_rows,
 )
 
-QUICK = {"num_steps": 20, "progress_bar": False}
+# one Gaussian: the search for a number of components compiles a program for each
+QUICK = {
+    "num_steps": 20,
+    "training": rtk.Training(num_components=1),
+    "progress_bar": False,
+}
 
 
 def rows(seed=0, n=300):
@@ -204,9 +209,8 @@ def test_a_finished_run_becomes_a_prior_on_its_latent_sites(yesterday, tmp_path)
 
 def test_a_posterior_is_handed_on_day_after_day_by_the_same_two_lines():
     """What ``learned_sites`` recorded keeps its supports, in two scopes too."""
-    one_gaussian = rtk.Training(num_components=1)
     learn = lambda samples, **options: (
-        rtk.fit(jr.key(1), samples, training=one_gaussian, **options, **QUICK).model
+        rtk.fit(jr.key(1), samples, **options, **QUICK).model
     )
     prior = rtk.LearnedPrior(learn(rows(), support=SUPPORTS))
 
@@ -393,9 +397,10 @@ def test_of_a_file_without_supports_a_near_bound_is_enough():
 def test_bounds_are_said_for_arrays_and_dicts():
     with pytest.warns(UserWarning, match="tau is never negative in 400.*'tau': constr"):
         rtk.fit(jr.key(0), {"mu": REAL, "tau": POSITIVE}, **QUICK)
-    with pytest.warns(UserWarning, match="`support=constraints.positive` or another"):
+    # warnings are errors here: nothing is trained
+    with pytest.raises(UserWarning, match="`support=constraints.positive` or another"):
         rtk.fit(jr.key(0), POSITIVE, **QUICK)
-    with pytest.warns(
+    with pytest.raises(
         UserWarning, match=r"at index \(1,\) never.*Pass a dict of arrays"
     ):
         rtk.fit(jr.key(0), np.stack([REAL, POSITIVE], axis=1), **QUICK)

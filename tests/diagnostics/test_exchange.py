@@ -27,15 +27,20 @@ def squares(y):
     numpyro.sample("y", dist.Normal(x[:5] ** 2, 0.02).to_event(1), obs=y)
 
 
-def run(kernel, *args, chains=4, warmup=40, draws=60, **options):
-    mcmc = make_mcmc(
+def driver(kernel, warmup=40, draws=60, **options):
+    return make_mcmc(
         kernel,
-        num_chains=chains,
+        num_chains=4,
         chain_method="vectorized",
         num_warmup=warmup,
         num_samples=draws,
+        **options,
     )
-    mcmc.run(jr.key(0), *args, **options)
+
+
+def run(kernel, *args, init_params=None, **options):
+    mcmc = driver(kernel, **options)
+    mcmc.run(jr.key(0), *args, init_params=init_params)
     return mcmc
 
 
@@ -78,7 +83,12 @@ def lines():
     """``(y in the middle of the prior's rows, y four sd out)``; the base is left."""
     rows = np.random.default_rng(0).normal(size=(500, 1))
     learned, _ = rtk.fit(
-        jr.key(0), rows, num_steps=50, learning_rate=1e-8, progress_bar=False
+        jr.key(0),
+        rows,
+        num_steps=50,
+        learning_rate=1e-8,
+        training=rtk.Training(num_components=1),
+        progress_bar=False,
     )
     assert not learned.uses_network
 
@@ -86,11 +96,12 @@ def lines():
         x = numpyro.sample("x", rtk.LearnedPrior(learned))
         numpyro.sample("y", dist.Normal(x[0], scale), obs=y)
 
-    def one(y, scale):
-        kernel = rtk.RTKReplicaExchange(model, num_levels=4, num_particles=512)
-        return run(kernel, jnp.array(y), jnp.array(scale))
-
-    return one(0.0, 1.5), one(4.0, 0.2)
+    kernel = rtk.RTKReplicaExchange(model, num_levels=4, num_particles=512)
+    middle = driver(kernel, jit_model_args=True)
+    out = copy.copy(middle)  # the same programs
+    middle.run(jr.key(0), jnp.array(0.0), jnp.array(1.5))
+    out.run(jr.key(0), jnp.array(4.0), jnp.array(0.2))
+    return middle, out
 
 
 def text(mcmc):

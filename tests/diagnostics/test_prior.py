@@ -192,6 +192,7 @@ def test_rows_on_a_support_are_taken_as_they_are(exact, monkeypatch):
         rows,
         support={"scale": constraints.positive},
         num_steps=20,
+        training=rtk.Training(num_components=1),
         progress_bar=False,
     )
     monkeypatch.setattr(

@@ -1,5 +1,6 @@
 """What NumPyro's driver asks of a kernel; each test is a thing that has bitten somebody."""
 
+import copy
 import os
 import pickle
 import subprocess
@@ -19,6 +20,15 @@ from numpyro_rtk.networks.site import SiteSpec
 from tests.kernels.conftest import MIXTURE, SMALL, make_mcmc, model
 
 DATA = jnp.array(0.5)
+FIELDS = ("adapt_state.step_size", "i")
+
+
+@pytest.fixture(scope="module")
+def single():
+    """One chain; runs with these numbers and fields find its programs compiled."""
+    mcmc = make_mcmc()
+    mcmc.run(jr.key(0), DATA, extra_fields=FIELDS)
+    return mcmc
 
 
 def test_samples_are_a_dict_of_constrained_sites_with_deterministics(finished):
@@ -56,10 +66,8 @@ def test_potential_energy_is_that_of_nuts(finished):
     from numpyro.infer.util import potential_energy
 
     state = finished.last_state
-    for chain in range(2):
-        z = {name: value[chain] for name, value in state.z.items()}
-        expected = potential_energy(model, (DATA,), {}, z)
-        np.testing.assert_allclose(state.potential_energy[chain], expected, rtol=1e-4)
+    of_nuts = jax.jit(jax.vmap(lambda z: potential_energy(model, (DATA,), {}, z)))
+    np.testing.assert_allclose(state.potential_energy, of_nuts(state.z), rtol=1e-4)
 
 
 def test_summary_prints(finished, capsys):
@@ -69,20 +77,26 @@ def test_summary_prints(finished, capsys):
     assert "Number of divergences: 0" in printed
 
 
+def test_the_report_of_an_exchange_is_refused(finished):
+    with pytest.raises(TypeError, match="must be a finished run of RTKReplicaExchange"):
+        rtk.diagnose(finished)
+
+
 @pytest.mark.parametrize("method", ["sequential", jax.vmap])
 def test_other_chain_methods(method):
-    mcmc = make_mcmc(num_chains=2, chain_method=method, num_warmup=4, num_samples=6)
-    mcmc.run(jr.key(0), DATA)
-    assert mcmc.get_samples(group_by_chain=True)["x"].shape == (2, 6, 2)
+    mcmc = make_mcmc(num_chains=2, chain_method=method)
+    mcmc.run(jr.key(0), DATA, extra_fields=FIELDS)
+    assert mcmc.get_samples(group_by_chain=True)["x"].shape == (2, 30, 2)
 
 
 def test_chain_methods_agree_draw_by_draw():
     keys = jr.split(jr.key(3), 2)
     draws = {}
     for method in ("sequential", "vectorized"):
-        mcmc = make_mcmc(num_chains=2, chain_method=method, num_warmup=0, num_samples=3)
+        options = {"num_warmup": 0, "num_samples": 15}  # as the halves below
+        mcmc = make_mcmc(num_chains=2, chain_method=method, **options)
         mcmc.run(keys, DATA)
-        draws[method] = mcmc.get_samples()["x"]
+        draws[method] = mcmc.get_samples(group_by_chain=True)["x"][:, :3]
     np.testing.assert_allclose(draws["sequential"], draws["vectorized"], atol=2e-3)
 
 
@@ -98,7 +112,8 @@ def test_parallel_chains_in_a_process_with_two_devices():
         assert x.shape == (2, 6, 2) and bool(jnp.all(jnp.isfinite(x)))
         """
     )
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += " --xla_force_host_platform_device_count=2"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
@@ -113,36 +128,53 @@ def test_second_run_sees_new_data(jit_model_args):
     assert high - low > 0.7  # the two posteriors' means are 1.6 apart
 
 
-def test_new_data_after_warmup_needs_no_new_warmup():
-    mcmc = make_mcmc(jit_model_args=True, num_samples=150)
-    mcmc.warmup(jr.key(0), jnp.array(-1.5))
-    mcmc.run(jr.key(1), jnp.array(2.5))
-    assert mcmc.get_samples()["total"].mean() > 0.5
-
-
-def test_warmup_then_run_initialises_once(monkeypatch):
+@pytest.fixture(scope="module")
+def on_new_data():
+    """Warmed up on one datum, run on another; and how often it was initialised."""
     calls = []
     original = rtk.RTKMALA.init
-    monkeypatch.setattr(
-        rtk.RTKMALA,
-        "init",
-        lambda self, *a, **k: calls.append(1) or original(self, *a, **k),
-    )
-    mcmc = make_mcmc()
-    mcmc.warmup(jr.key(0), DATA)
+    mcmc = make_mcmc(jit_model_args=True, num_samples=150)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            rtk.RTKMALA,
+            "init",
+            lambda self, *a, **k: calls.append(1) or original(self, *a, **k),
+        )
+        mcmc.warmup(jr.key(0), jnp.array(-1.5))
+        mcmc.run(jr.key(1), jnp.array(2.5))
+    return mcmc, len(calls)
+
+
+def test_warmup_then_run_initialises_once(on_new_data):
+    mcmc, num_starts = on_new_data
+    assert num_starts == 1
     tuned = mcmc.post_warmup_state.adapt_state
-    mcmc.run(jr.key(1), DATA)
-    assert len(calls) == 1
     jax.tree.map(
         np.testing.assert_array_equal, tuned, mcmc.last_state.adapt_state
     )  # frozen after warm-up
 
 
+def test_new_data_after_warmup_needs_no_new_warmup(on_new_data):
+    assert on_new_data[0].get_samples()["total"].mean() > 0.5
+
+
+def test_likelihood_that_turns_nan_never_gives_a_nan_draw(on_new_data):
+    """Data that make the likelihood NaN after warm-up: the chain stays and says so."""
+    mcmc = copy.copy(on_new_data[0])
+    before = mcmc.post_warmup_state.z
+    mcmc.run(jr.key(1), jnp.array(jnp.nan))
+    fields = mcmc.get_extra_fields()
+    assert bool(jnp.all(fields["diverging"]))
+    assert float(jnp.max(fields["accept_prob"])) == 0.0
+    assert not bool(jnp.any(jnp.isnan(mcmc.get_samples()["x"])))
+    jax.tree.map(np.testing.assert_array_equal, mcmc.last_state.z, before)
+
+
 def test_resume_continues_the_same_chain():
-    whole = make_mcmc(num_warmup=0, num_samples=60)
+    whole = make_mcmc(num_warmup=0)
     whole.run(jr.key(0), DATA)
 
-    half = make_mcmc(num_warmup=0)
+    half = make_mcmc(num_warmup=0, num_samples=15)
     half.run(jr.key(0), DATA)
     first = half.get_samples()["x"]
     half.post_warmup_state = half.last_state
@@ -151,21 +183,17 @@ def test_resume_continues_the_same_chain():
     np.testing.assert_allclose(both, whole.get_samples()["x"], rtol=1e-4)
 
 
-def test_thinning_keeps_every_second_draw():
-    full = make_mcmc()
-    full.run(jr.key(0), DATA)
+def test_thinning_keeps_every_second_draw(single):
     thin = make_mcmc(thinning=2)
     thin.run(jr.key(0), DATA)
     assert thin.get_samples()["x"].shape == (15, 2)
     np.testing.assert_allclose(
-        thin.get_samples()["x"], full.get_samples()["x"][1::2], rtol=1e-4
+        thin.get_samples()["x"], single.get_samples()["x"][1::2], rtol=1e-4
     )
 
 
-def test_extra_fields_reach_the_step_sizes():
-    mcmc = make_mcmc()
-    mcmc.run(jr.key(0), DATA, extra_fields=("adapt_state.step_size", "i"))
-    assert mcmc.get_extra_fields()["adapt_state.step_size"].shape == (30, 6)
+def test_extra_fields_reach_the_step_sizes(single):
+    assert single.get_extra_fields()["adapt_state.step_size"].shape == (30, 6)
 
 
 def test_init_params_are_the_start():
@@ -177,7 +205,7 @@ def test_init_params_are_the_start():
 
 def test_keyword_arguments_of_the_model():
     mcmc = make_mcmc()
-    mcmc.run(jr.key(0), y=DATA)
+    mcmc.run(jr.key(0), y=DATA, extra_fields=FIELDS)
     assert mcmc.get_samples()["x"].shape == (30, 2)
 
 
@@ -189,10 +217,8 @@ def test_finished_run_survives_pickling(finished):
     assert again.get_samples()["x"].shape == (60, 2)
 
 
-def test_progress_string_names_the_kind_of_draw(finished):
-    kernel = rtk.RTKMALA(model, **SMALL)
-    state = kernel.init(jr.key(0), 2, None, model_args=(DATA,), model_kwargs={})
-    text = kernel.get_diagnostics_str(kernel.sample(state, (DATA,), {}))
+def test_progress_string_names_the_kind_of_draw(single):
+    text = single.sampler.get_diagnostics_str(single.last_state)
     assert text.startswith("exact, 27 evals/draw, acc. prob=")
     assert "inner" in text
 
@@ -200,7 +226,7 @@ def test_progress_string_names_the_kind_of_draw(finished):
 def test_progress_bar_runs(monkeypatch, capsys):
     for hidden_in in ("CI", "PYTEST_XDIST_WORKER"):  # where NumPyro shows no bar
         monkeypatch.delenv(hidden_in, raising=False)
-    mcmc = make_mcmc(num_warmup=2, num_samples=2, progress_bar=True)
+    mcmc = make_mcmc(progress_bar=True)
     mcmc.run(jr.key(0), DATA)
     assert "evals/draw" in capsys.readouterr().err
 
@@ -267,27 +293,15 @@ def test_uld_on_a_model(adjusted):
     assert kernel.guarantee.startswith("exact" if adjusted else "approximate")
 
 
-def test_learned_prior_in_a_plate_beside_ordinary_sites():
-    def plated(y):
+def test_learned_prior_in_a_plate_beside_ordinary_sites_as_a_model_argument():
+    def plated(prior, y):
         mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
         with numpyro.plate("groups", 3):
-            x = numpyro.sample("x", rtk.LearnedPrior(MIXTURE))
+            x = numpyro.sample("x", prior)
             numpyro.sample("y", dist.Normal(mu + x[:, 0], 0.5), obs=y)
 
-    mcmc = make_mcmc(rtk.RTKMALA(plated, **SMALL), num_samples=5)
-    mcmc.run(jr.key(0), jnp.array([0.1, 1.0, -0.5]))
+    mcmc = make_mcmc(rtk.RTKMALA(plated, **SMALL), num_samples=5, jit_model_args=True)
+    mcmc.run(jr.key(0), rtk.LearnedPrior(MIXTURE), jnp.array([0.1, 1.0, -0.5]))
     samples = mcmc.get_samples()
     assert samples["x"].shape == (5, 3, 2)
     assert samples["mu"].shape == (5,)
-
-
-def test_prior_as_a_model_argument():
-    def with_argument(prior, y):
-        x = numpyro.sample("x", prior)
-        numpyro.sample("y", dist.Normal(x[0], 0.5), obs=y)
-
-    mcmc = make_mcmc(
-        rtk.RTKMALA(with_argument, **SMALL), num_samples=5, jit_model_args=True
-    )
-    mcmc.run(jr.key(0), rtk.LearnedPrior(MIXTURE), DATA)
-    assert mcmc.get_samples()["x"].shape == (5, 2)

@@ -1,9 +1,7 @@
 """Bad input is refused at once, by a message that names the argument and the remedy."""
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
@@ -269,19 +267,6 @@ def test_init_params_of_a_density_that_are_no_array_of_its_shape(params, got):
     message = r"`init_params` must be an array of shape \(2,\) per chain; " + got
     with pytest.raises(ValueError, match=message):
         kernel.init(jr.key(0), 0, params, (), {})
-
-
-def test_likelihood_that_turns_nan_never_gives_a_nan_draw():
-    """Data that make the likelihood NaN after warm-up: the chain stays and says so."""
-    mcmc = make_mcmc(jit_model_args=True)
-    mcmc.warmup(jr.key(0), DATA)
-    before = mcmc.post_warmup_state.z
-    mcmc.run(jr.key(1), jnp.array(jnp.nan))
-    fields = mcmc.get_extra_fields()
-    assert bool(jnp.all(fields["diverging"]))
-    assert float(jnp.max(fields["accept_prob"])) == 0.0
-    assert not bool(jnp.any(jnp.isnan(mcmc.get_samples()["x"])))
-    jax.tree.map(np.testing.assert_array_equal, mcmc.last_state.z, before)
 
 
 def test_likelihood_that_is_nan_in_places_is_sampled_where_it_is_finite():

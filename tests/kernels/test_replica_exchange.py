@@ -1,5 +1,6 @@
 """RTKReplicaExchange and NumPyro's driver; its posterior is tested in test_posterior."""
 
+import copy
 import pickle
 from types import SimpleNamespace
 
@@ -26,8 +27,16 @@ def kernel(**options):
 
 @pytest.fixture(scope="module")
 def exchanged():
-    mcmc = make_mcmc(kernel(), num_chains=2, chain_method="vectorized", num_warmup=40)
-    mcmc.run(jr.key(0), DATA)
+    """One run, warmed up on its own, that what follows looks at or goes on with."""
+    mcmc = make_mcmc(
+        kernel(),
+        num_chains=2,
+        chain_method="vectorized",
+        num_warmup=40,
+        jit_model_args=True,
+    )
+    mcmc.warmup(jr.key(0), DATA)
+    mcmc.run(jr.key(1), DATA)
     return mcmc
 
 
@@ -56,44 +65,49 @@ def test_potential_energy_is_that_of_nuts(exchanged):
     from numpyro.infer.util import potential_energy
 
     state = exchanged.last_state
-    for chain in range(2):
-        z = {name: value[chain] for name, value in state.z.items()}
-        expected = potential_energy(model, (DATA,), {}, z)
-        np.testing.assert_allclose(state.potential_energy[chain], expected, rtol=1e-4)
+    of_nuts = jax.jit(jax.vmap(lambda z: potential_energy(model, (DATA,), {}, z)))
+    np.testing.assert_allclose(state.potential_energy, of_nuts(state.z), rtol=1e-4)
 
 
 def test_warmup_moves_the_levels_and_then_freezes(exchanged):
-    mcmc = make_mcmc(
-        kernel(), num_chains=2, chain_method="vectorized", num_warmup=40, num_samples=5
-    )
-    mcmc.warmup(jr.key(0), DATA)
-    tuned = mcmc.post_warmup_state.shared
-    mcmc.run(jr.key(1), DATA)
-    jax.tree.map(np.testing.assert_array_equal, tuned, mcmc.last_state.shared)
+    tuned = exchanged.post_warmup_state.shared
+    jax.tree.map(np.testing.assert_array_equal, tuned, exchanged.last_state.shared)
     times = np.asarray(tuned.settings.times)
     assert times[0] == 0.0
     assert np.all(np.diff(times) > 0)
     assert not np.allclose(times, rtk.noise.log_snr_ladder(K), atol=1e-3)
 
 
+def in_a_plate(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
+    with numpyro.plate("groups", 3):
+        x = numpyro.sample("x", rtk.LearnedPrior(MIXTURE))
+        numpyro.sample("y", dist.Normal(mu + x[:, 0], 0.5), obs=y)
+
+
 @pytest.mark.parametrize(
     "method", [jax.vmap, pytest.param("sequential", marks=pytest.mark.slow)]
 )
-def test_other_chain_methods(method):
+def test_sites_in_a_plate_beside_ordinary_ones_by_other_chain_methods(method):
     mcmc = make_mcmc(
-        kernel(), num_chains=2, chain_method=method, num_warmup=10, num_samples=6
+        rtk.RTKReplicaExchange(in_a_plate, num_levels=K),
+        num_chains=2,
+        chain_method=method,
+        num_warmup=10,
+        num_samples=6,
     )
-    mcmc.run(jr.key(0), DATA)
-    assert mcmc.get_samples(group_by_chain=True)["x"].shape == (2, 6, 2)
+    mcmc.run(jr.key(0), jnp.array([0.1, 1.0, -0.5]))
+    assert mcmc.get_samples(group_by_chain=True)["x"].shape == (2, 6, 3, 2)
     assert np.isfinite(rtk.log_evidence(mcmc)[0])
     assert "exchange: 5 edges" in str(rtk.diagnose(mcmc))  # a population for each chain
 
 
-def test_second_run_sees_new_data_without_new_warmup():
-    mcmc = make_mcmc(kernel(), jit_model_args=True, num_samples=150)
-    mcmc.warmup(jr.key(0), jnp.array(-1.5))
-    mcmc.run(jr.key(1), jnp.array(2.5))
-    assert mcmc.get_samples()["total"].mean() > 0.5
+def test_second_run_sees_new_data_without_new_warmup(exchanged):
+    """Moved by 5: the total's mean goes from .28 to 1.15; of the same data to .43."""
+    again = copy.copy(exchanged)
+    again.run(jr.key(2), DATA + 5.0)
+    old, new = (mcmc.get_samples()["total"].mean() for mcmc in (exchanged, again))
+    assert new - old > 0.5
 
 
 def test_resume_and_pickle(exchanged):
@@ -116,18 +130,6 @@ def test_progress_string(exchanged):
     text = kernel().get_diagnostics_str(exchanged.last_state)
     assert text.startswith(f"exact, {K + 1 + 8 * K + 24 + 1} evals/draw, exchange ")
     assert "worst edge" in text
-
-
-def test_sites_in_a_plate_beside_ordinary_ones():
-    def plated(y):
-        mu = numpyro.sample("mu", dist.Normal(0.0, 2.0))
-        with numpyro.plate("groups", 3):
-            x = numpyro.sample("x", rtk.LearnedPrior(MIXTURE))
-            numpyro.sample("y", dist.Normal(mu + x[:, 0], 0.5), obs=y)
-
-    mcmc = make_mcmc(rtk.RTKReplicaExchange(plated, num_levels=K), num_samples=5)
-    mcmc.run(jr.key(0), jnp.array([0.1, 1.0, -0.5]))
-    assert mcmc.get_samples()["x"].shape == (5, 3, 2)
 
 
 def test_a_density_alone_has_evidence_one():
@@ -214,11 +216,6 @@ def test_diagnose_blames_the_prior_only_where_it_alone_counts(fall, blamed):
     log_likelihood = np.array([[0.0, -fall, -fall, -fall]])
     found = _disagreeing_edges(None, settings, log_likelihood)
     assert len(found) == blamed
-
-
-def test_diagnose_refuses_other_kernels(finished):
-    with pytest.raises(TypeError, match="must be a finished run of RTKReplicaExchange"):
-        rtk.diagnose(finished)
 
 
 REFUSED = {

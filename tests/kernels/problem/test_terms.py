@@ -57,8 +57,8 @@ def run(model, *args):
     kernel = rtk.RTKReplicaExchange(model, num_levels=6, num_particles=256)
     mcmc = MCMC(
         kernel,
-        num_warmup=100,
-        num_samples=400,
+        num_warmup=60,
+        num_samples=200,
         num_chains=4,
         chain_method="vectorized",
         progress_bar=False,
@@ -143,9 +143,10 @@ def test_a_learned_prior_too_large_for_its_type_is_said(options):
 
 def test_other_kernels_count_alike():
     draws = []
+    kernel = rtk.RTKMALA(beside_a_constant, num_segments=4)
+    options = {"progress_bar": False, "jit_model_args": True}
+    mcmc = MCMC(kernel, num_warmup=20, num_samples=20, **options)
     for constant in (0.0, 1e9):
-        kernel = rtk.RTKMALA(beside_a_constant, num_segments=4)
-        mcmc = MCMC(kernel, num_warmup=20, num_samples=20, progress_bar=False)
         mcmc.run(jr.key(1), 0.1, jnp.float32(constant))
         draws.append(mcmc.get_samples()["x"])
     np.testing.assert_array_equal(*draws)
