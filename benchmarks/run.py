@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 QUESTIONS = {
     "drawing": ("contest", "contest --scores learned", "paper"),
     "posteriors": ("contest", "exchange", "widths", "small", "scores"),
-    "densities": ("contest", "learned_prior"),
+    "densities": ("contest", "learned_prior", "distilled"),
     "images": ("draws", "bits"),
     "cost": ("kernels", "training", "one_mode", "first_run"),
 }

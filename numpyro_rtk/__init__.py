@@ -14,6 +14,7 @@ from numpyro_rtk.diagnostics.weights import (
     pareto_k,
     weighted_sample_size,
 )
+from numpyro_rtk.distillation import distill
 from numpyro_rtk.gaussians import GaussianMixture
 from numpyro_rtk.io import load, save
 from numpyro_rtk.kernels.particle_gibbs import RTKParticleGibbs
@@ -52,6 +53,7 @@ __all__ = [
     "check_modes",
     "check_prior",
     "diagnose",
+    "distill",
     "fit",
     "importance_resample",
     "learned_sites",

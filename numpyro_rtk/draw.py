@@ -47,6 +47,7 @@ __all__ = [
     "draw",
     "draw_given",
     "fit_predictor",
+    "is_fixed",
     "predictor_of",
 ]
 
@@ -122,7 +123,7 @@ def draw(
         predictor = predictor_of(density, settings, process=process)
     # compiled once for a density, unless it can change in place: then for each call
     parts = jax.tree.leaves((density, process))
-    run = _compiled if all(map(_is_fixed, parts)) else _draw_with
+    run = _compiled if all(map(is_fixed, parts)) else _draw_with
     keys = jr.split(key, math.prod(sample_shape))
     flat = run(keys, density, process, predictor, settings, inner)
     return flat.reshape((*sample_shape, *density.event_shape))
@@ -156,7 +157,7 @@ _compiled = eqx.filter_jit(_draw_with)
 _Jitted = type(jax.jit(lambda: None))
 
 
-def _is_fixed(leaf: Any) -> bool:
+def is_fixed(leaf: Any) -> bool:
     """Whether it is an array, or else can only be what it is."""
     plain = bool | int | float | str | types.FunctionType | jax.custom_jvp | _Jitted
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | plain)

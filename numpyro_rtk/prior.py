@@ -191,8 +191,9 @@ class LearnedPrior(dist.Distribution):
             raise TypeError(
                 f"`log_prob` needs an energy, and {type(density).__name__} has a score "
                 "only: without a normalised density no Metropolis test, NUTS included, is "
-                "valid. Train an EnergyModel (`rtk.fit` without `network`), or use "
-                "`rtk.RTKParticleGibbs(model)`, for which a score suffices."
+                "valid. Make it an energy (`rtk.distill`; from samples `rtk.fit` without "
+                "`network`), or use `rtk.RTKParticleGibbs(model)`, for which a score "
+                "suffices."
             )
         value = jnp.asarray(value)
         rank = len(self.event_shape)

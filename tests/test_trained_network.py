@@ -7,6 +7,7 @@ from typing import Any
 import jax.random as jr
 import numpy as np
 import pytest
+from sklearn.datasets import make_moons
 
 KEY = jr.key(9)
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "trained-network.md"
@@ -50,3 +51,21 @@ def test_the_page_runs_and_is_right(tmp_path, monkeypatch, capsys):
     left = np.average(more[:, 0] < 0.5, weights=weight)
     assert abs(np.mean(x[:, 0] < 0.5) - left) < 0.1
     assert "no fault found" in out
+    # the energy: nearly normalised, and no further from the moons than the network's draws
+    distilled = names["distilled"]
+    assert distilled.error.divergence < 0.125
+    assert str(distilled.error) in out
+    sides = [np.arange(low, high, 0.025) for low, high in ((-1.8, 2.8), (-1.4, 1.9))]
+    grid = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)
+    mass = np.exp(np.asarray(names["prior"].log_prob(grid), float)) * 0.025**2
+    np.testing.assert_allclose(mass.sum(), 1.0, atol=0.15)
+    law = bins(make_moons(200_000, noise=0.1, random_state=1)[0])
+    ours, theirs = bins(grid, mass), bins(more)
+    assert np.abs(ours - law).sum() < np.abs(theirs - law).sum() + 0.1
+
+
+def bins(x, weights=None):
+    """Shares of squares of width .2."""
+    edges = np.arange(-1.8, 2.9, 0.2), np.arange(-1.4, 1.9, 0.2)
+    found = np.histogram2d(*np.asarray(x).T, bins=edges, weights=weights)[0]
+    return found / found.sum()

@@ -195,15 +195,16 @@ class AnnealedKernel(PathKernel):
         if self._inner.uses_energy and not self._problem.has_energy:
             raise TypeError(
                 "The acceptance of this kernel needs an energy, and the density has a "
-                "score only. Train an EnergyModel (`rtk.fit` without `network`). For a "
-                "posterior use `rtk.RTKParticleGibbs(model)`, for which a score suffices; "
-                "to draw from the density alone `RTKMALA(score=..., "
-                'inner=rtk.MALA(acceptance="simpson"))`.'
+                "score only. Make it an energy (`rtk.distill`; from samples `rtk.fit` "
+                "without `network`). For a posterior use `rtk.RTKParticleGibbs(model)`, "
+                "for which a score suffices; to draw from the density alone "
+                '`RTKMALA(score=..., inner=rtk.MALA(acceptance="simpson"))`.'
             )
         if self._options.is_corrected and not self._problem.has_energy:
             raise TypeError(
                 "`corrected=True` needs an energy, and the density has a score only: use "
-                "`rtk.RTKParticleGibbs(model)`, for which a score suffices."
+                "`rtk.RTKParticleGibbs(model)`, for which a score suffices, or make it an "
+                "energy by `rtk.distill`."
             )
 
     def _build(self, rng_key, init_params, args, kwargs, is_single, origin):

@@ -200,7 +200,8 @@ class RTKReplicaExchange(ExchangeReader):
         if not self._problem.has_energy:
             raise TypeError(
                 "RTKReplicaExchange needs an energy, and the density has a score only: use "
-                "`rtk.RTKParticleGibbs`, or train an EnergyModel (`rtk.fit` alone)."
+                "`rtk.RTKParticleGibbs`, or make it an energy (`rtk.distill`; from samples "
+                "`rtk.fit` without `network`)."
             )
 
     @property

@@ -133,7 +133,8 @@ class ScoreModel(Conditional):
     ``RTKMALA(score=model_, inner=MALA(acceptance="simpson"))``) and gives posteriors under
     the law that it draws (``RTKParticleGibbs(model)``). Where a log density is needed (an
     exact acceptance, weights, exchanges, ``log_prob`` and hence NUTS), train an
-    :class:`EnergyModel`. Times and conditions are treated as there.
+    :class:`EnergyModel`, or make it one by :func:`numpyro_rtk.distill`. Times and
+    conditions are treated as there.
 
     A network that was trained elsewhere, on noise, data, velocities or scores, becomes such
     a density by :meth:`from_network`.

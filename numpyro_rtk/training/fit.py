@@ -14,6 +14,7 @@ import jax.random as jr
 import numpy as np
 
 from numpyro_rtk._checks import check_resolution
+from numpyro_rtk.density import Density, loc_and_scale
 from numpyro_rtk.networks.base import AbstractEnergyNetwork, AbstractScoreNetwork
 from numpyro_rtk.networks.energy_mlp import EnergyMLP
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
@@ -28,6 +29,7 @@ from numpyro_rtk.training.data import check_key
 from numpyro_rtk.training.descent import Descent, descend
 from numpyro_rtk.training.devices import place_on
 from numpyro_rtk.training.loop import with_weights
+from numpyro_rtk.training.losses import ScoreDistillation
 from numpyro_rtk.training.no_density import find_doubts, labels_of
 from numpyro_rtk.training.options import Training, check_options
 from numpyro_rtk.training.rows import AbstractRows, flat, open_rows
@@ -71,12 +73,14 @@ def fit(
     progress_bar: bool = True,
     training: Training | None = None,
     labels: list[str] | None = None,
+    teacher: Density | None = None,
 ) -> FitResult:
     """Learn a density, at every noise level, from real numbers in one array.
 
     ``rtk.fit`` is this function with named and constrained samples before it; the
     arguments, what is returned and what is raised are described there. ``labels`` are
-    what messages call the coordinates of a row; None: by their index.
+    what messages call the coordinates of a row; None: by their index. ``teacher``: a
+    density whose score an energy is to have, instead of that of the samples.
     """
     start = time.perf_counter()
     key = check_key(key)
@@ -88,7 +92,7 @@ def fit(
     rows = open_rows(samples, training.on_host, placement.replicate, condition)
     key_network, key_split, key_validation, key_steps = jr.split(key, 4)
     network = _checked_network(network, rows, key_network)
-    model = _untrained(network, rows, training)
+    model = _untrained(network, rows, training, teacher)
     _check_rows(rows, model, labels)
     z_held_out = rows.hold_out(key_split, validation_fraction)
     richer = _richer_base(model, rows, z_held_out, training.num_components)
@@ -97,6 +101,9 @@ def fit(
     descent = Descent.prepare(
         model, rows, z_held_out, options, placement, key_validation, key_steps
     )
+    if teacher is not None:
+        loss_fn = placement.replicate(ScoreDistillation(teacher))
+        descent = descent._replace(loss_fn=loss_fn)
     first = descent.first_state()
     before = descent.held_out_losses(first.average)
     progress, save = Progress.start(first, float(np.mean(before))), None
@@ -181,20 +188,47 @@ def _untrained(
     network: AbstractEnergyNetwork | AbstractScoreNetwork,
     rows: AbstractRows,
     training: Training,
+    teacher: Density | None,
 ) -> EnergyModel | ScoreModel:
-    """The model before its first step: one Gaussian and a network of zeros."""
-    loc, scale, base = rows.standardise(training.standardise, network.exchangeable)
+    """The model before its first step: one Gaussian and a network of zeros.
+
+    The noise of a teacher's student is the teacher's own, in another unit.
+    """
+    units = None if teacher is None else np.asarray(loc_and_scale(teacher)[1], float)
+    loc, scale, base = rows.standardise(
+        training.standardise, network.exchangeable, units
+    )
     parts = {
         "base": base,
         "conditioning": rows.conditioning,
         # in double precision where that is on: `x - loc` must keep what `x` holds
         "loc": jnp.asarray(loc, float),
         "scale": jnp.asarray(scale, float),
-        "noise_range": training.noise_range,
+        "noise_range": _noise_range(training, teacher, scale, units),
     }
     if isinstance(network, AbstractEnergyNetwork):
         return EnergyModel(network=network, reach=_REACH, **parts)
     return ScoreModel(network=network, **parts)
+
+
+def _noise_range(
+    training: Training, teacher: Any, scale: np.ndarray, units: np.ndarray | None
+) -> tuple[float, float]:
+    """That of the options, as far as a teacher was trained there."""
+    low, high = training.noise_range
+    theirs = getattr(teacher, "noise_range", None)
+    if theirs is None or units is None:
+        return low, high
+    ratio = float(np.mean(scale / units))
+    both = max(low, theirs[0] / ratio), min(high, theirs[1] / ratio)
+    if both[0] >= both[1]:
+        raise ValueError(
+            "`noise_range` must overlap with the noise that the score was trained on, "
+            f"{theirs[0] / ratio:.3g} to {theirs[1] / ratio:.3g} of the samples' spread; "
+            f"got {training.noise_range}. Leave it at None, or correct `scale` of the "
+            "score."
+        )
+    return both
 
 
 def _check_rows(

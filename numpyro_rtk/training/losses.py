@@ -5,13 +5,22 @@ Notation: ``z0`` a standardised sample, ``e ~ N(0, I)`` and ``log_r`` a noise le
 same point on the process's, with :math:`a = (1 + r^2)^{-1/2}`.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 
+from numpyro_rtk.density import Density, loc_and_scale
 from numpyro_rtk.networks.model import EnergyModel, ScoreModel
-from numpyro_rtk.noise import time_from_noise_to_signal
+from numpyro_rtk.noise import noise_variance, time_from_noise_to_signal
 
-__all__ = ["denoising_score_matching", "dual_score_matching", "variance_exploding"]
+__all__ = [
+    "ScoreDistillation",
+    "denoising_score_matching",
+    "dual_score_matching",
+    "slopes_of_score",
+    "variance_exploding",
+]
 
 _CONTROL_SCALE = 0.3  # noise-to-signal ratio up to which the control variate pays
 
@@ -102,3 +111,83 @@ def denoising_score_matching(
     a = jnp.exp(-t)
     score = model.score_standardised(a * (z0 + r * e), t)
     return jnp.sum((a * r * score + e) ** 2) / e.size
+
+
+class ScoreDistillation(eqx.Module):
+    r"""Match an energy to the score of another density, its teacher.
+
+    .. math:: \frac{1}{d} \lVert r \nabla_y E - \hat e \rVert^2
+              + \frac{1}{d^2} \bigl(\partial_{\log r} E - \hat c\bigr)^2
+
+    The two terms are those of :func:`dual_score_matching`, whose targets ``e`` and
+    :math:`d - \lVert e \rVert^2` stand for their means at the noisy point ``y``. Of an
+    exact score :math:`\hat e = -r \nabla \log p_r(y)` is the one, and, by the heat
+    equation that :math:`p_r` solves,
+
+    .. math:: \hat c = -r^2 \bigl(\nabla\!\cdot\!\nabla \log p_r
+              + \lVert \nabla \log p_r \rVert^2\bigr)
+              = r\, \nabla\!\cdot\!\hat e - \lVert \hat e \rVert^2
+
+    the other. The divergence is estimated by one random probe a point (Hutchinson). So
+    neither target has the noise's own variance, and no control variate is needed.
+
+    Attributes:
+        teacher: with a score; its noise is that of the model, up to one factor for all
+            coordinates.
+
+    References:
+        Hutchinson: "A stochastic estimator of the trace of the influence matrix",
+        Communications in Statistics 19 (1990). Lai et al.: "FP-Diffusion", ICML 2023,
+        arXiv 2210.04296.
+    """
+
+    teacher: Density
+
+    def __call__(
+        self, model: EnergyModel, z0: jax.Array, e: jax.Array, log_r: jax.Array
+    ) -> jax.Array:
+        """The loss at ``y = z0 + r e``, a scalar; arguments as of the others."""
+        r = jnp.exp(log_r)
+        y = z0 + r * e
+        # random bits that the loop need not hand in: those of the noise itself
+        bits = jax.lax.bitcast_convert_type(e.ravel()[0], jnp.uint32)
+        probe = jr.rademacher(jr.key(bits), y.shape, y.dtype)
+        noise, rate = slopes_of_score(self.teacher, model, y, log_r, probe)
+        slopes = jax.grad(variance_exploding, argnums=(1, 2))
+        by_point, by_noise = slopes(model, y, log_r)
+        space = jnp.sum((r * by_point - noise) ** 2)
+        return space / e.size + (by_noise - rate) ** 2 / e.size**2
+
+
+def slopes_of_score(
+    teacher: Density,
+    model: EnergyModel,
+    y: jax.Array,
+    log_r: jax.Array,
+    probe: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    r"""What both slopes of the energy should be for a teacher's score.
+
+    Args:
+        teacher: with a score.
+        model: whose standardised scale ``y`` is on.
+        y: ``event_shape``.
+        log_r: scalar.
+        probe: random signs, ``event_shape``.
+
+    Returns:
+        :math:`r \nabla_y E`, the noise that the teacher finds in ``y``, ``event_shape``;
+        and an unbiased estimate of :math:`\partial_{\log r} E`, a scalar.
+    """
+    loc, scale = loc_and_scale(teacher)
+    # the teacher's noise-to-signal ratio where the noise on the user's scale is the same
+    r = jnp.exp(log_r) * jnp.mean(model.scale / scale)
+    t = time_from_noise_to_signal(r)
+
+    def predicted(y):
+        x = loc + jnp.exp(-t) * (model.loc + model.scale * y - loc)
+        noise = -jnp.sqrt(noise_variance(t)) * scale * teacher.score(x, t)
+        return noise.astype(y.dtype)
+
+    noise, change = jax.jvp(predicted, (y,), (probe,))
+    return noise, jnp.exp(log_r) * jnp.sum(probe * change) - jnp.sum(noise**2)

@@ -110,15 +110,21 @@ class AbstractRows(ABC):
         return flat(self._gather(stretches(self._moments.num, dim)))
 
     def standardise(
-        self, mode: str | None, exchangeable: bool = False
+        self,
+        mode: str | None,
+        exchangeable: bool = False,
+        units: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, NoisedMixture]:
         """``loc``, ``scale`` and the Gaussian base of what they standardise.
 
         Args:
-            mode: see :func:`fit_loc_and_scale`, like ``exchangeable``.
+            mode: see :func:`fit_loc_and_scale`, like ``exchangeable`` and ``units``.
             exchangeable: whether the order along an event's first axis is to play no part.
+            units: of the scale, where another density's noise is to be followed.
         """
-        self._loc, self._scale = fit_loc_and_scale(self._moments, mode, exchangeable)
+        self._loc, self._scale = fit_loc_and_scale(
+            self._moments, mode, exchangeable, units
+        )
         flat = (
             self._standardised(chunk).reshape(len(chunk), -1)
             for chunk in self._chunks()
@@ -212,7 +218,7 @@ class ConditionalRows(DeviceRows):
         super().__init__(samples, replicate)
         self.condition = check_condition(condition, len(self._samples))
 
-    def standardise(self, mode, exchangeable=False):
+    def standardise(self, mode, exchangeable=False, units=None):
         """``loc``, ``scale``, and the base of what a regression on the condition leaves."""
         if exchangeable:
             raise ValueError(
@@ -220,7 +226,7 @@ class ConditionalRows(DeviceRows):
                 "regression on it would not be. Use an `EnergyMLP`."
             )
         assert self.condition is not None
-        self._loc, self._scale = fit_loc_and_scale(self._moments, mode)
+        self._loc, self._scale = fit_loc_and_scale(self._moments, mode, units=units)
         z = self._standardised(self._samples).reshape(len(self._samples), -1)
         self.conditioning, residual = fit_conditioning(z, self.condition)
         base = fit_gaussian_in_chunks([residual], len(residual))

@@ -71,7 +71,10 @@ def _merge(one: Moments, two: Moments) -> Moments:
 
 
 def fit_loc_and_scale(
-    samples: np.ndarray | Moments, standardise: str | None, exchangeable: bool = False
+    samples: np.ndarray | Moments,
+    standardise: str | None,
+    exchangeable: bool = False,
+    units: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the samples, on their own scale.
 
@@ -83,6 +86,8 @@ def fit_loc_and_scale(
             a factor of 2, as of coordinates that share a unit, else by coordinate.
         exchangeable: the same for every entry of the first axis of an event, as if each
             sample stood there in every order.
+        units: ``event_shape``, to which the scale is to be proportional, whatever
+            ``standardise`` says; None: it is the samples' own.
 
     Returns:
         ``loc`` and ``scale``, both of shape ``event_shape``.
@@ -96,6 +101,8 @@ def fit_loc_and_scale(
             np.broadcast_to(value, moments.mean.shape) for value in (centre, variance)
         )
     scale = np.sqrt(variance)
+    if units is not None:
+        return loc, units * np.sqrt(np.mean((scale / units) ** 2))
     if standardise is None:
         alike = scale.max() <= _ALIKE * scale.min()
         standardise = "global" if alike else "coordinate"

@@ -11,7 +11,7 @@ import pytest
 
 import numpyro_rtk as rtk
 from numpyro_rtk import schedules
-from numpyro_rtk.draw import _is_fixed
+from numpyro_rtk.draw import is_fixed
 from numpyro_rtk.networks.wrapped import WrappedScore
 from tests.networks.exact_networks import (
     BETAS,
@@ -75,7 +75,7 @@ def test_the_arrays_of_a_partial_are_leaves(is_bound):
     fn = functools.partial(Applied().apply if is_bound else apply, params)
     model_ = wrapped("OU", "noise", fn=fn)
     assert len([leaf for leaf in jax.tree.leaves(model_) if eqx.is_array(leaf)]) == 4
-    assert all(map(_is_fixed, jax.tree.leaves(model_)))
+    assert all(map(is_fixed, jax.tree.leaves(model_)))
     doubled = jax.tree.map(lambda leaf: 2.0 * leaf, model_.network)
     two = eqx.tree_at(lambda m: m.network, model_, doubled)
     x = LOC + SCALE
@@ -91,7 +91,7 @@ def test_a_partial_of_a_module_keeps_the_arrays_of_both():
         model_ = wrapped("VP", "noise", fn=fn)
         weights = [x for x in jax.tree.leaves(model_.network) if eqx.is_array(x)]
         assert len(weights) == 4
-        assert all(map(_is_fixed, jax.tree.leaves(model_)))
+        assert all(map(is_fixed, jax.tree.leaves(model_)))
 
 
 def test_compiled_programs_take_the_arrays_as_arguments():

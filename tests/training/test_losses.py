@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from numpyro_rtk.gaussians import NoisedMixture, noised_gaussian
+from numpyro_rtk.gaussians import GaussianMixture, NoisedMixture, noised_gaussian
 from numpyro_rtk.networks import (
     AbstractEnergyNetwork,
     AbstractScoreNetwork,
@@ -21,8 +21,10 @@ from numpyro_rtk.networks import (
     ScoreModel,
 )
 from numpyro_rtk.training.losses import (
+    ScoreDistillation,
     denoising_score_matching,
     dual_score_matching,
+    slopes_of_score,
     variance_exploding,
 )
 
@@ -172,3 +174,54 @@ def test_denoising_loss_of_the_truth_is_below_that_of_a_faulty_score(drawn, faul
     true = map_points(denoising_score_matching, exact_score(0.0), drawn)
     faulty = map_points(denoising_score_matching, exact_score(fault), drawn)
     assert z_score(faulty - true) > 5.0
+
+
+class OtherUnits:
+    """The score of the mixture along noise that has another origin and another unit."""
+
+    event_shape = (2,)
+    loc, scale = jnp.array([0.5, -0.2]), 2.0 * jnp.ones(2)
+
+    def score(self, x, t):
+        mixture = GaussianMixture(
+            WEIGHTS,
+            (MEANS - np.array([0.5, -0.2])) / 2.0,
+            [0.25 * VARIANCE * np.eye(2)] * 3,
+        )
+        return mixture.score((x - self.loc) / self.scale, t) / self.scale
+
+
+SIGNS = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+
+
+def both_slopes(model, z0, e, log_r):
+    """Of the exact energy, and as the score gives them; of all probes, the divergence."""
+    y = z0 + jnp.exp(log_r) * e
+    by_point, by_noise = jax.grad(variance_exploding, argnums=(1, 2))(model, y, log_r)
+    noise, rates = jax.vmap(
+        lambda probe: slopes_of_score(OtherUnits(), model, y, log_r, probe)
+    )(SIGNS)
+    return jnp.exp(log_r) * by_point, noise[0], by_noise, rates.mean()
+
+
+def test_a_score_gives_both_slopes_of_its_energy(drawn):
+    few = tuple(part[:200] for part in drawn)
+    point, noise, change, rate = map_points(both_slopes, exact_model(), few)
+    np.testing.assert_allclose(noise, point, atol=2e-4)
+    np.testing.assert_allclose(rate, change, atol=2e-3)
+    _, _, drifting, _ = map_points(both_slopes, exact_model(drift=0.2), few)
+    assert np.abs(rate - drifting).min() > 0.1
+
+
+def test_gradient_of_the_distilling_loss_vanishes_at_the_truth(drawn):
+    """The probes' own variance has mean zero; other scores and rates have not."""
+
+    def by_fault(model, *point):
+        loss = ScoreDistillation(OtherUnits())
+        of_faults = lambda faults: loss(exact_model(*faults), *point)
+        return jax.grad(of_faults)((model.network.tilt, model.network.drift))
+
+    for gradient in map_points(by_fault, exact_model(), drawn):
+        assert abs(z_score(gradient)) < 5.0
+    for gradient in map_points(by_fault, exact_model(0.02, 0.02), drawn):
+        assert abs(z_score(gradient)) > 5.0

@@ -20,6 +20,16 @@ def test_scale_of_each_coordinate_or_one_for_all():
     np.testing.assert_allclose(scale, np.sqrt(np.mean(samples.var(0))) * np.ones(2))
 
 
+def test_scale_in_the_units_of_another_density():
+    """One factor for all: the noise is the other's, at another level."""
+    samples = np.random.default_rng(0).normal(size=(500, 2)) * [1.0, 6.0] + [3.0, 0.0]
+    units = np.array([1.0, 2.0])
+    loc, scale = fit_loc_and_scale(samples, "coordinate", units=units)
+    np.testing.assert_allclose(loc, samples.mean(axis=0))
+    np.testing.assert_allclose(scale / units, scale[0])
+    np.testing.assert_allclose(np.mean((samples.std(axis=0) / scale) ** 2), 1.0)
+
+
 def test_base_has_the_covariance_of_the_data():
     rng = np.random.default_rng(0)
     root = np.array([[1.0, 0.0], [0.8, 0.6]])

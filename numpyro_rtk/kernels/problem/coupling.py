@@ -59,8 +59,9 @@ def find_coupling(noted: Noted, run: Run) -> Coupling:
     if is_coupled and not noted.has_energy:
         raise ValueError(
             "A condition that depends on latent sites needs an energy, whose "
-            f"gradient goes through it; got a score alone among sites {names}. Train "
-            "an EnergyModel, or give observed values as `condition`."
+            f"gradient goes through it; got a score alone among sites {names}. Learn "
+            "one (`rtk.fit(..., condition=...)` without `network`), or give observed "
+            "values as `condition`."
         )
     return Coupling(is_coupled)
 
