@@ -1,0 +1,92 @@
+"""Rivals that have a score are right where they should be: on a Gaussian."""
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from benchmarks.posteriors.problem import Measurement
+from benchmarks.posteriors.rivals import filters, guided, split
+from benchmarks.posteriors.rivals.reverse import measured
+from benchmarks.posteriors.score_problems import linear_case, mixture
+
+NUM = 4000
+DESIGN, NOISE, DATUM = np.array([[1.2, -0.9, 0.0]]), 0.6, 1.5
+
+
+class Gaussian:
+    """N(loc, 4 I) in three dimensions, exact noised scores; ``scale`` is 2."""
+
+    event_shape, loc, scale = (3,), jnp.array([1.0, 0.0, -1.0]), 2.0
+
+    def score(self, x, t):
+        return -(x - self.loc) / 4.0
+
+
+@pytest.fixture(scope="module")
+def problem():
+    measurement = Measurement(DESIGN, np.array([DATUM]), NOISE)
+    return linear_case(Gaussian(), measurement, lambda x: {"error": 0.0}).problem
+
+
+def truth():
+    """Mean and covariance of the posterior."""
+    gain = 4.0 * DESIGN.T / (4.0 * DESIGN @ DESIGN.T + NOISE**2)
+    loc = np.asarray(Gaussian.loc)
+    mean = loc + (gain @ (DATUM - DESIGN @ loc))
+    return mean, 4.0 * (np.eye(3) - gain @ DESIGN)
+
+
+# each by one choice of what is tuned; the biased ones by one that is right on a Gaussian
+def twisted(p):
+    return filters._twisted_filter(p, 100, 1e-2, NUM)[0](jr.key(0), widen=1.0)
+
+
+def guided_particles(p):
+    return filters._guided_filter(p, measured(p), 100, 1e-2, NUM)[0](jr.key(0))
+
+
+def split_gibbs(p):
+    return split._split(p, measured(p), NUM // 4, 160, 16)(jr.key(0), 0.05)
+
+
+def decoupled(p):
+    return split._decoupled(p, measured(p), NUM, 100, 1)(jr.key(0), 1.0)
+
+
+SAMPLERS = (twisted, guided_particles, split_gibbs, decoupled)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_posterior_of_a_gaussian(sampler, problem):
+    x = np.asarray(sampler(problem))
+    assert x.shape == (NUM, 3)
+    mean, covariance = truth()
+    axes = np.linalg.eigh(covariance)
+    off = (x - mean) @ axes.eigenvectors / np.sqrt(axes.eigenvalues)
+    assert np.abs(off.mean(axis=0)).max() < 0.06
+    assert np.abs(off.std(axis=0) - 1.0).max() < 0.06
+
+
+def test_tuning_takes_the_least_error(problem):
+    """DPS with an error that only one end of its grid can have."""
+    spread = lambda x: float((np.asarray(x) @ DESIGN[0]).std())
+    far = problem._replace(error=lambda x: -spread(x))
+    run = guided.posterior_sampling(far, 0, 250 * 20, cuts=(1,), num_draws=250)[0]
+    assert run.evals == 250 * 20
+    assert run.draws.shape == (250, 3)
+    near = guided.posterior_sampling(
+        problem._replace(error=spread), 0, 250 * 20, cuts=(1,), num_draws=250
+    )[0]
+    assert near.note != run.note
+    assert 3.0 * spread(near.draws) < spread(run.draws)
+
+
+def test_truth_of_the_mixture():
+    """Exact draws are at the floor, draws of the prior far from it."""
+    case = mixture(0, 5.0, False, dim=8)
+    exact = case.figures.__self__.draw(1000, 99)
+    assert case.figures(exact)["sliced W1 / floor"] < 1.6
+    assert abs(case.figures(exact)["misfit"] - 1.0) < 0.15
+    prior = np.asarray(case.problem.prior.sample(jr.key(0), (1000,)))
+    assert case.figures(prior)["sliced W1 / floor"] > 4.0
