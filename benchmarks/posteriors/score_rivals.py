@@ -20,9 +20,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.posteriors.levy import LAWS, OPERATORS
 from benchmarks.posteriors.rivals import filters, guided, plain, split
 from benchmarks.posteriors.rivals.plain import Run
-from benchmarks.posteriors.score_problems import Case, blocks, mixture
+from benchmarks.posteriors.score_problems import (
+    Case,
+    blocks,
+    levy_signal,
+    mixture,
+    two_moons,
+)
 from benchmarks.shared.tables import Table
 
 METHODS = {
@@ -63,8 +70,15 @@ QUESTIONS = {
             for is_precise in (False, True)
             for offset in (0, 5, 10)
         },
-        ("sliced W1 / floor", "TV of modes", "of exact draws", "misfit"),
-        2e6,
+        (
+            "sliced W1 / floor",
+            "sliced W1",
+            "draws",
+            "TV of modes",
+            "of exact draws",
+            "misfit",
+        ),
+        1e6,
         1000,
     ),
     "blocks": Question(
@@ -72,6 +86,22 @@ QUESTIONS = {
         ("TV of a block's modes", "of exact draws"),
         5e6,
         4000,
+    ),
+    "moons": Question(
+        {"two moons, trained": two_moons},
+        ("TV of x_0 in 22 cells", "of exact draws", "sd ratio of x_1"),
+        4e6,
+        4000,
+    ),
+    "levy": Question(
+        {
+            f"{law}, {operator}": partial(levy_signal, law=law, operator=operator)
+            for law in LAWS
+            for operator in OPERATORS
+        },
+        ("gap to the MMSE, dB", "coverage of 90 %", "of the gold chains"),
+        1.5e6,
+        500,
     ),
 }
 

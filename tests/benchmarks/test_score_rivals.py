@@ -5,6 +5,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from benchmarks.posteriors import levy
 from benchmarks.posteriors.problem import Measurement
 from benchmarks.posteriors.rivals import filters, guided, split
 from benchmarks.posteriors.rivals.reverse import measured
@@ -90,3 +91,42 @@ def test_truth_of_the_mixture():
     assert abs(case.figures(exact)["misfit"] - 1.0) < 0.15
     prior = np.asarray(case.problem.prior.sample(jr.key(0), (1000,)))
     assert case.figures(prior)["sliced W1 / floor"] > 4.0
+
+
+def test_gold_signals_of_gaussian_jumps():
+    """Gibbs against the closed form, on an operator that leaves much open."""
+    law = levy.LAWS["Gauss .25"]
+    design, data, noise_sd = levy.observed(law, levy.OPERATORS["sampling"], 0)
+    found = levy.gold(law, Measurement(design, data, noise_sd), num_chains=16, n=60)
+    total = np.tril(np.ones((levy.DIM, levy.DIM)))
+    precision = 4.0 * np.eye(levy.DIM) + design.T @ design / noise_sd**2
+    sd = np.sqrt(np.diag(total @ np.linalg.inv(precision) @ total.T))
+    mean = total @ np.linalg.solve(precision, design.T @ data) / noise_sd**2
+    assert np.abs((found.signals.mean(axis=(0, 1)) - mean) / sd).max() < 0.2
+    assert np.abs(found.signals.std(axis=(0, 1)) / sd - 1.0).max() < 0.15
+
+
+def test_gold_signals_need_no_other_start():
+    """Jumps of which nine in ten are none: all chains, begun apart, find the same."""
+    law = levy.LAWS["Bernoulli-Laplace (.1, 1)"]
+    measurement = levy.observed(law, levy.OPERATORS["identity"], 0)
+    found = levy.gold(law, measurement, num_chains=32, n=100)
+    assert found.apart < 0.3
+    exact = np.diff(found.signals.reshape(-1, levy.DIM), axis=1, prepend=0.0)
+    assert abs(found.figures(exact)["coverage of 90 %"] - 0.9) < 0.02
+    assert found.figures(exact)["gap to the MMSE, dB"] < 1e-9
+    shrunk = exact.mean(axis=0) + 0.5 * (exact - exact.mean(axis=0))
+    assert found.figures(shrunk)["coverage of 90 %"] < 0.8
+
+
+def test_noised_jumps_have_the_score_of_their_mixture():
+    """Against the derivative by differences of the density of draws that are noised."""
+    prior = levy.JumpPrior(levy.LAWS["Laplace 1"], dim=1)
+    t, place = 0.2, np.array([-0.7, 0.4, 1.6])
+    x = np.asarray(prior.sample(jr.key(0), (20_000,)), float)[:, 0]
+    a, sd = np.exp(-t), prior.scale * np.sqrt(-np.expm1(-2.0 * t))
+    z = (place[:, None] - a * x) / sd
+    kernel = np.exp(-0.5 * z**2)
+    exact = -(kernel * z).mean(axis=1) / kernel.mean(axis=1) / sd
+    found = [float(prior.score(jnp.array([v]), t)[0]) for v in place]
+    assert np.abs(found - exact).max() < 0.05

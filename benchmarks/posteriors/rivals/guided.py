@@ -19,7 +19,7 @@ from benchmarks.posteriors.rivals.reverse import (
 
 NUM_DRAWS, BATCH = 4000, 250
 SCORE = every(form=["score"], scale=[0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
-RESIDUAL = every(form=["residual"], scale=[0.003, 0.01, 0.03, 0.1, 0.3])
+RESIDUAL = every(form=["residual"], scale=[3e-4, 1e-3, 0.003, 0.01, 0.03, 0.1])
 
 
 def posterior_sampling(problem, seed, budget, cuts=CUTS, num_draws=NUM_DRAWS):

@@ -88,7 +88,7 @@ def exchange(problem, seed, budget, num_warmup=None, cuts=CUTS, **options):
     ]
 
 
-def particle_gibbs(problem, seed, budget, cuts=CUTS, num_warmup=10, **options):
+def particle_gibbs(problem, seed, budget, cuts=CUTS, num_warmup=5, **options):
     """``RTKParticleGibbs`` with its defaults by scores alone; one run, cut at its parts."""
     model = factor_model(ScoreAlone(problem.prior), problem.log_likelihood)
     kernel = rtk.RTKParticleGibbs(model, **options)

@@ -37,7 +37,7 @@ def split_gibbs(problem, seed, budget, cuts=CUTS, num_draws=NUM_DRAWS):
     chain; its least value and the steps of a reverse run are tuned (see
     :func:`reverse.tuned`). ``PER_CHAIN`` draws of a chain's second half are kept.
     """
-    grid = every(num_steps=[8, 32], least=[0.03, 0.1, 0.2, 0.4, 0.8])
+    grid = every(num_steps=[8, 32], least=[0.01, 0.03, 0.1, 0.2, 0.4])
     seen = measured(problem)
 
     def prepare(budget):
@@ -102,7 +102,7 @@ def decoupled(problem, seed, budget, cuts=CUTS, num_draws=NUM_DRAWS):
     noise of the next level. ``width`` and the number of Euler steps are tuned (see
     :func:`reverse.tuned`). All draws are independent.
     """
-    grid = every(num_euler=[1, 5], width=[0.03, 0.1, 0.3, 0.6, 1.0])
+    grid = every(num_euler=[1, 5], width=[0.1, 0.3, 0.6, 1.0, 2.0])
     seen = measured(problem)
 
     def prepare(budget):
