@@ -1,5 +1,7 @@
 """Rivals that have a score are right where they should be: on a Gaussian."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from benchmarks.posteriors import levy
 from benchmarks.posteriors.problem import Measurement
 from benchmarks.posteriors.rivals import filters, guided, split
-from benchmarks.posteriors.rivals.reverse import measured
+from benchmarks.posteriors.rivals.reverse import ladder, measured
 from benchmarks.posteriors.score_problems import linear_case, mixture
 
 NUM = 4000
@@ -40,11 +42,12 @@ def truth():
 
 # each by one choice of what is tuned; the biased ones by one that is right on a Gaussian
 def twisted(p):
-    return filters._twisted_filter(p, 100, 1e-2, NUM)[0](jr.key(0), widen=1.0)
+    return filters._twisted_filter(p, ladder(100, 1e-2), 4096)(jr.key(0), widen=1.0)
 
 
 def guided_particles(p):
-    return filters._guided_filter(p, measured(p), 100, 1e-2, NUM)[0](jr.key(0))
+    times = filters._with_levels_of(measured(p), 100, 1e-2)
+    return filters._guided_filter(p, measured(p), times, 4096)(jr.key(0))
 
 
 def split_gibbs(p):
@@ -61,12 +64,21 @@ SAMPLERS = (twisted, guided_particles, split_gibbs, decoupled)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_posterior_of_a_gaussian(sampler, problem):
     x = np.asarray(sampler(problem))
-    assert x.shape == (NUM, 3)
+    assert x.shape[1] == 3
     mean, covariance = truth()
     axes = np.linalg.eigh(covariance)
     off = (x - mean) @ axes.eigenvectors / np.sqrt(axes.eigenvalues)
     assert np.abs(off.mean(axis=0)).max() < 0.06
     assert np.abs(off.std(axis=0) - 1.0).max() < 0.06
+
+
+def test_filters_spend_their_budget(problem):
+    """The levels that the data add are paid for."""
+    times_of = partial(filters._with_levels_of, measured(problem))
+    assert len(times_of(50, 1e-2)) > 51
+    _, _, evals = filters._prepare(times_of, None, 20_000)
+    spent = evals({"num_steps": 50, "smallest_noise": 1e-2})
+    assert 19_000 < spent <= 20_000
 
 
 def test_tuning_takes_the_least_error(problem):

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.posteriors.rivals.plain import CUTS
 from benchmarks.posteriors.rivals.reverse import (
+    HORIZON,
     Measured,
     downward,
     every,
@@ -28,7 +29,7 @@ from numpyro_rtk.noise import (
 )
 
 # Particles that the network sees at a time: what a step keeps beside them is large.
-BATCH = 4096
+BATCH = 2048
 
 
 def twisted(problem, seed, budget, cuts=CUTS):
@@ -44,8 +45,8 @@ def twisted(problem, seed, budget, cuts=CUTS):
     as draws.
     """
     grid = every(num_steps=[50, 200], smallest_noise=[1e-4, 1e-2], widen=[0.0, 1.0])
-    make = partial(_twisted_filter, problem)
-    return tuned(problem, seed, cuts, grid, partial(_prepare, make), budget)
+    prepare = partial(_prepare, ladder, partial(_twisted_filter, problem))
+    return tuned(problem, seed, cuts, grid, prepare, budget)
 
 
 def guided_particles(problem, seed, budget, cuts=CUTS):
@@ -58,29 +59,37 @@ def guided_particles(problem, seed, budget, cuts=CUTS):
     """
     seen = measured(problem)
     grid = every(num_steps=[25, 50, 200], smallest_noise=[1e-2])
-    make = lambda steps, smallest, n: _guided_filter(problem, seen, steps, smallest, n)
-    return tuned(problem, seed, cuts, grid, partial(_prepare, make), budget)
+    times_of = partial(_with_levels_of, seen)
+    prepare = partial(_prepare, times_of, partial(_guided_filter, problem, seen))
+    return tuned(problem, seed, cuts, grid, prepare, budget)
 
 
-def _prepare(make, budget):
-    """``make(num_steps, smallest_noise, n) -> (draw(key, **rest), levels)``."""
+def _prepare(times_of, make, budget):
+    """What :func:`reverse.tuned` asks for; as many particles as all levels leave room for.
 
-    def size(num_steps, part):
-        n = max(budget // num_steps // part, 2)
+    Args:
+        times_of: ``(num_steps, smallest_noise) -> times``.
+        make: ``(times, n) -> draw(key, **rest)``.
+        budget: evaluations of a run.
+    """
+
+    def size(times, part):
+        n = max(budget // (len(times) - 1) // part, 2)
         return n if n < BATCH else n // BATCH * BATCH
 
     @lru_cache
     def made(num_steps, smallest_noise, part):
-        return make(num_steps, smallest_noise, size(num_steps, part))
+        times = times_of(num_steps, smallest_noise)
+        return make(times, size(times, part))
 
     def run(part, key, options):
         rest = dict(options)
-        one, _ = made(rest.pop("num_steps"), rest.pop("smallest_noise"), part)
+        one = made(rest.pop("num_steps"), rest.pop("smallest_noise"), part)
         return one(key, **rest)
 
     def evals(options):
-        _, num_levels = made(options["num_steps"], options["smallest_noise"], 1)
-        return size(options["num_steps"], 1) * num_levels
+        times = times_of(options["num_steps"], options["smallest_noise"])
+        return size(times, 1) * (len(times) - 1)
 
     return partial(run, 1), partial(run, 4), evals
 
@@ -127,7 +136,7 @@ def _twist(problem, reverse):
     return widened
 
 
-def _twisted_filter(problem, num_steps: int, smallest_noise: float, n: int):
+def _twisted_filter(problem, times: np.ndarray, n: int):
     reverse = reverse_of(problem)
     twist = _twist(problem, reverse)
 
@@ -159,10 +168,7 @@ def _twisted_filter(problem, num_steps: int, smallest_noise: float, n: int):
     def draw(key, widen):
         key_start, key_steps, key_last = jr.split(key, 3)
         x = jr.normal(key_start, (n, reverse.dim))
-        steps = (
-            jr.split(key_steps, num_steps),
-            *downward(ladder(num_steps, smallest_noise)),
-        )
+        steps = (jr.split(key_steps, len(times) - 1), *downward(times))
         (x, log_weight), _ = jax.lax.scan(
             partial(step, widen), (x, jnp.zeros(n)), steps
         )
@@ -170,23 +176,25 @@ def _twisted_filter(problem, num_steps: int, smallest_noise: float, n: int):
         chosen = systematic(jr.uniform(key_last), log_weight)
         return reverse.to_user(jr.permutation(key_last, x[chosen]))
 
-    return draw, num_steps
+    return draw
 
 
-def _with_levels_of(seen: Measured, times: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """The ladder with a level where each datum's noise is, and these ``(rank,)``."""
-    own = np.minimum(time_from_noise_to_signal(seen.noise), np.float32(times[-1]))
-    levels = np.unique(own)
+def _own_level(seen: Measured) -> np.ndarray:
+    """Where each datum's noise is on the ladder, ``(rank,)``."""
+    return np.minimum(time_from_noise_to_signal(seen.noise), np.float32(HORIZON))
+
+
+def _with_levels_of(seen: Measured, num_steps, smallest_noise) -> np.ndarray:
+    """A ladder with a level where each datum's noise is."""
+    times, levels = ladder(num_steps, smallest_noise), np.unique(_own_level(seen))
     near = np.abs(np.log(times[1:-1, None] / levels)).min(axis=1) < 0.02
     kept = np.concatenate([times[:1], times[1:-1][~near], times[-1:]])
-    times = np.unique(np.concatenate([kept.astype(np.float32), levels]))
-    return jnp.asarray(times), jnp.asarray(own)
+    return np.unique(np.concatenate([kept.astype(np.float32), levels]))
 
 
-def _guided_filter(problem, seen: Measured, num_steps, smallest_noise, n):
+def _guided_filter(problem, seen: Measured, times: np.ndarray, n: int):
     reverse = reverse_of(problem)
-    times, own = _with_levels_of(seen, ladder(num_steps, smallest_noise))
-    num_levels = len(times) - 1
+    own = jnp.asarray(_own_level(seen))
 
     def foretold(t):
         """Mean and variance of each direction at t given its datum."""
@@ -225,16 +233,16 @@ def _guided_filter(problem, seen: Measured, num_steps, smallest_noise, n):
     def draw(key):
         key_start, key_steps, key_last = jr.split(key, 3)
         x = jr.normal(key_start, (n, reverse.dim))
-        upper, lower = downward(times)
+        upper, lower = downward(jnp.asarray(times))
         target, spread = foretold(upper[0])
         spread = jnp.maximum(spread, 1e-30)
         first = jnp.where(
             upper[0] > own, _log_normal(target, x @ seen.right.T, spread), 0.0
         )
-        steps = (jr.split(key_steps, num_levels), upper, lower)
+        steps = (jr.split(key_steps, len(times) - 1), upper, lower)
         start = (x, jnp.sum(first, axis=1))
         (x, log_weight), _ = jax.lax.scan(step, start, steps)
         chosen = systematic(jr.uniform(key_last), log_weight)
         return reverse.to_user(jr.permutation(key_last, x[chosen]))
 
-    return draw, num_levels
+    return draw
