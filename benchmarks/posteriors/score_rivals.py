@@ -41,8 +41,9 @@ METHODS = {
     "PnP-DM": split.split_gibbs,
     "DAPS": split.decoupled,
 }
-# Methods that take the number of draws as an option.
+# Methods that take the number of draws as an option; and what --quick's budget pays for.
 BY_DRAWS = ("DPS", "PnP-DM", "DAPS")
+QUICK = {"RTKParticleGibbs": {"num_particles": 16}}
 
 
 class Question(NamedTuple):
@@ -106,9 +107,8 @@ QUESTIONS = {
 }
 
 
-def run_case(case: Case, method: str, seed: int, budget: float, num_draws: int) -> Run:
+def run_case(case: Case, method: str, seed: int, budget: float, **options) -> Run:
     """A method's run; one that refuses or fails has no draws and says why."""
-    options = {"num_draws": num_draws} if method in BY_DRAWS else {}
     try:
         run = METHODS[method](case.problem, seed, budget, cuts=(1,), **options)[-1]
     except Exception as error:  # a rival that fails is a row, not the end of the run
@@ -159,8 +159,11 @@ def answer(name: str, args: argparse.Namespace) -> None:
         seeds = range(args.seed, args.seed + args.repeats)
         cases = [question.cases[case_name](seed) for seed in seeds]
         for method in args.methods:
+            options = QUICK.get(method, {}) if args.quick else {}
+            if method in BY_DRAWS:
+                options = {"num_draws": num_draws}
             runs = [
-                run_case(case, method, seed, budget, num_draws)
+                run_case(case, method, seed, budget, **options)
                 for seed, case in zip(seeds, cases, strict=True)
             ]
             table.add(case_name, method, *row(cases, runs, question.figures))
