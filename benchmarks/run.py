@@ -18,7 +18,7 @@ import time
 ROOT = pathlib.Path(__file__).parents[1]
 QUESTIONS = {
     "drawing": ("contest", "contest --scores learned", "paper"),
-    "posteriors": ("contest", "exchange", "widths", "small", "scores"),
+    "posteriors": ("contest", "exchange", "widths", "small", "scores", "score_rivals"),
     "densities": ("contest", "learned_prior", "distilled"),
     "images": ("draws", "bits"),
     "cost": ("kernels", "training", "one_mode", "first_run"),

@@ -11,6 +11,27 @@ import numpyro.distributions as dist
 
 import numpyro_rtk as rtk
 from benchmarks.shared.runs import make_model
+from numpyro_rtk.density import loc_and_scale
+
+
+class ScoreAlone:
+    """A density of which only the score is known."""
+
+    def __init__(self, density):
+        self._density = density
+        self.event_shape = density.event_shape
+        self.loc, self.scale = loc_and_scale(density)
+
+    def score(self, x, t):
+        return self._density.score(x, t)
+
+
+class Measurement(NamedTuple):
+    """``data ~ Normal(design @ x, noise_sd)``: ``(m,)``, ``(m, dim)``, a scalar."""
+
+    design: np.ndarray
+    data: np.ndarray
+    noise_sd: float
 
 
 class Problem(NamedTuple):
@@ -32,6 +53,7 @@ class Problem(NamedTuple):
             nan for other likelihoods.
         is_learnable: whether the prior is worth learning from draws (not one Gaussian).
         options: of ``RTKReplicaExchange``.
+        measurement: the likelihood, where it is a linear measurement.
     """
 
     model: Callable
@@ -48,6 +70,7 @@ class Problem(NamedTuple):
     peak: float = np.nan
     is_learnable: bool = False
     options: dict = {}
+    measurement: Measurement | None = None
 
 
 def factor_model(prior, log_likelihood):
@@ -90,4 +113,5 @@ def linear_problem(posterior, **size) -> Problem:
         prior=prior,
         peak=-len(data) * float(np.log(np.sqrt(2.0 * np.pi) * posterior.noise_sd)),
         is_learnable=True,
+        measurement=Measurement(posterior.design, posterior.data, posterior.noise_sd),
     )

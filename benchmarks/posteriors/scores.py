@@ -18,6 +18,7 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_rtk as rtk
+from benchmarks.posteriors.problem import ScoreAlone
 from benchmarks.shared.known_posteriors import informative_posterior
 from benchmarks.shared.runs import make_model, sample, vectorised
 from benchmarks.shared.tables import Table
@@ -29,18 +30,6 @@ SIZES = {
     64: (64, 16, 1000, (32,)),
 }
 SD = 0.1
-
-
-class ScoreAlone:
-    """A density of which only the score is known."""
-
-    def __init__(self, density):
-        self._density = density
-        self.event_shape = density.event_shape
-        self.loc, self.scale = density.loc, density.scale
-
-    def score(self, x, t):
-        return self._density.score(x, t)
 
 
 def modes(table: Table, dim: int, num_particles, num_chains, draws, num_levels) -> None:

@@ -238,9 +238,9 @@ class BlockPosterior(NamedTuple):
         best = most_probable(y, self.weights, self.means, self.covariances)
         return np.stack([np.mean(best == j, axis=0) for j in range(5)], axis=1)
 
-    def true_shares(self, n: int = 50_000) -> np.ndarray:
-        """The same of exact draws."""
-        rng = np.random.default_rng(1)
+    def draw(self, n: int, seed: int = 1) -> np.ndarray:
+        """Exact draws ``(n, dim)``."""
+        rng = np.random.default_rng(seed)
         draws = np.zeros((n, self.prior.num_blocks, 2))
         for b in range(self.prior.num_blocks):
             roots = np.linalg.cholesky(self.covariances[b])
@@ -249,7 +249,11 @@ class BlockPosterior(NamedTuple):
             draws[:, b] = self.means[b][chosen] + np.einsum(
                 "nij,nj->ni", roots[chosen], noise
             )
-        return self.shares(draws.reshape(n, -1) @ self.prior.rotation.T)
+        return draws.reshape(n, -1) @ self.prior.rotation.T
+
+    def true_shares(self, n: int = 50_000) -> np.ndarray:
+        """The same of exact draws."""
+        return self.shares(self.draw(n))
 
     def error(self, x: np.ndarray, truth: np.ndarray | None = None) -> float:
         """Total variation of a block's mode weights, mean over blocks."""

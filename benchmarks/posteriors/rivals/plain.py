@@ -16,10 +16,14 @@ import numpy as np
 from numpyro.infer import NUTS
 
 import numpyro_rtk as rtk
+from benchmarks.posteriors.problem import ScoreAlone, factor_model
 from benchmarks.shared.runs import exchange_evals, vectorised
 
 CHAINS = 16
 CUTS = (4, 2, 1)  # points of a curve: these parts of the whole
+# What particle Gibbs runs before its first draw: 6 values of c, 8 runs each and the noised
+# prior's moments, then 4 runs a chain.
+START_SWEEPS, START_SWEEPS_A_CHAIN = 6 * 8 + 16, 4
 
 
 class Run(NamedTuple):
@@ -44,7 +48,7 @@ class Run(NamedTuple):
     failure: str = ""
 
 
-def exchange(problem, seed, budget, num_warmup=None, **options):
+def exchange(problem, seed, budget, num_warmup=None, cuts=CUTS, **options):
     """``RTKReplicaExchange`` with its defaults; one run, cut at parts of its draws.
 
     The 200 draws of warm-up that the kernel advises would be half of so short a run: here
@@ -52,14 +56,14 @@ def exchange(problem, seed, budget, num_warmup=None, **options):
     """
     num_warmup = max(100, 2 * problem.dim) if num_warmup is None else num_warmup
     kernel = rtk.RTKReplicaExchange(problem.model, **{**problem.options, **options})
-    mcmc = vectorised(kernel, num_warmup, max(CUTS), CHAINS)
+    mcmc = vectorised(kernel, num_warmup, max(cuts), CHAINS)
     start = time.time()
     mcmc.warmup(jr.key(seed), *problem.args)
     # only now is it known what the start took; the rest of the budget is for draws
     state = mcmc.post_warmup_state
     evals = lambda draws: exchange_evals(kernel, state, CHAINS, num_warmup + draws)
     num_samples = int((budget - evals(0)) / (CHAINS * kernel.num_evals))
-    if num_samples < max(CUTS):
+    if num_samples < max(cuts):
         raise ValueError(f"a budget of {budget:.0f} does not pay for start and warm-up")
     mcmc.num_samples = num_samples
     mcmc.run(state.rng_key, *problem.args)
@@ -80,7 +84,44 @@ def exchange(problem, seed, budget, num_warmup=None, **options):
             note,
             failure,
         )
-        for cut in CUTS
+        for cut in cuts
+    ]
+
+
+def particle_gibbs(problem, seed, budget, cuts=CUTS, num_warmup=5, **options):
+    """``RTKParticleGibbs`` with its defaults by scores alone; one run, cut at its parts."""
+    model = factor_model(ScoreAlone(problem.prior), problem.log_likelihood)
+    kernel = rtk.RTKParticleGibbs(model, **options)
+    draw_evals = kernel.num_particles * kernel.num_levels
+    evals = lambda draws: (
+        draw_evals
+        * (START_SWEEPS + CHAINS * (START_SWEEPS_A_CHAIN + num_warmup + draws))
+    )
+    num_samples = int((budget - evals(0)) / (CHAINS * draw_evals))
+    if num_samples < 2 * max(cuts):
+        raise ValueError(f"a budget of {budget:.0f} does not pay for start and warm-up")
+    mcmc = vectorised(kernel, num_warmup, num_samples, CHAINS)
+    start = time.time()
+    mcmc.run(jr.key(seed))
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
+    seconds = time.time() - start
+    report = rtk.diagnose(mcmc)
+    least = report.sample_size.min()
+    note = (
+        f"moved {report.moved.mean():.2f}, least {report.moved.min():.2f}; least ESS "
+        f"{least:.1f} of {report.num_particles}"
+    )
+    failure = "; ".join(sentence.split(". ")[0] for sentence in report.problems)
+    return [
+        Run(
+            x[:, : num_samples // cut],
+            evals(num_samples // cut),
+            seconds,
+            *report.log_evidence,
+            note,
+            failure,
+        )
+        for cut in cuts
     ]
 
 
