@@ -24,6 +24,7 @@ from numpyro_rtk.core.particles import (
 from numpyro_rtk.core.warmup.adapt import Frame, followed, no_draws
 from numpyro_rtk.core.warmup.exchange import PriorCurvature
 from numpyro_rtk.core.warmup.particles import (
+    NUM_CHOICE_RUNS,
     NUM_RUNS,
     ParticleAdapt,
     choose_variance,
@@ -208,15 +209,29 @@ class RTKParticleGibbs(PathKernel):
         size = float(np.min(np.asarray(state.sample_size)))
         moved = float(np.mean(np.asarray(state.mean_accept_prob)))
         return (
-            f"{self._num_particles} particles, {self._evals_per_draw} evals/draw, "
+            f"{self._num_particles} particles, {self.num_evals} evals/draw, "
             f"moved {moved:.2f}, least ESS {size:.0f}"
         )
 
     # -- the chain -----------------------------------------------------------------
 
+    def num_init_evals(self, dim: int, num_chains: int) -> int:
+        """Network evaluations before the first draw of chains that share their levels.
+
+        Args:
+            dim: numbers of a draw, ordinary sites included.
+            num_chains: chains of the run.
+        """
+        chosen = self.has_likelihood and self._likelihood_variance is None
+        runs = NUM_CHOICE_RUNS * chosen + NUM_RUNS * num_chains
+        times, num_particles = self._calibrated(dim)
+        return len(times) * num_particles + runs * self.num_evals
+
     @property
-    def _evals_per_draw(self) -> int:
-        return self._num_particles * (self.num_levels + self._problem.has_energy)
+    def num_evals(self) -> int:
+        """Network evaluations of one draw of one chain; as of a score until it has run."""
+        has_energy = self._problem.is_noted and self._problem.has_energy
+        return self._num_particles * (self.num_levels + has_energy)
 
     @property
     def _num_pilot(self) -> int:
@@ -260,14 +275,21 @@ class RTKParticleGibbs(PathKernel):
         )
         return adapt, plan, bound
 
-    def _curvature(self, key: jax.Array, bound: Bound) -> PriorCurvature:
-        """What the reverse kernels' covariances are measured by."""
-        dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
-        dense = dim <= _LARGEST_DENSE if self._dense is None else self._dense
+    def _is_dense(self, dim: int) -> bool:
+        return dim <= _LARGEST_DENSE if self._dense is None else self._dense
+
+    def _calibrated(self, dim: int) -> tuple[Any, int]:
+        """Levels that the prior is measured on, and particles."""
         times = self._times
         while len(times) <= _LEVELS_CALIBRATED:
             times = refined(times)
-        num_particles = max(_NUM_CALIBRATE, dense * _PER_DIMENSION * dim)
+        return times, max(_NUM_CALIBRATE, self._is_dense(dim) * _PER_DIMENSION * dim)
+
+    def _curvature(self, key: jax.Array, bound: Bound) -> PriorCurvature:
+        """What the reverse kernels' covariances are measured by."""
+        dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
+        dense = self._is_dense(dim)
+        times, num_particles = self._calibrated(dim)
         moment = paths.calibrate(
             key, bound.base, times, dim, num_particles, dense=dense
         )
@@ -297,7 +319,7 @@ class RTKParticleGibbs(PathKernel):
             potential_energy=bound.energy(log_density),
             accept_prob=zero,
             diverging=jnp.array(False),
-            num_score_evals=jnp.asarray(self._evals_per_draw),
+            num_score_evals=jnp.asarray(self.num_evals),
             sample_size=jnp.zeros(self.num_levels + 1, path.dtype),
             log_evidence=zero,
             mean_accept_prob=zero,

@@ -103,6 +103,9 @@ def test_fields_are_finite_and_count_evaluations(finished):
     assert np.all(fields["sample_size"] >= 1.0 - 1e-4)
     assert np.all(fields["sample_size"] <= 16.0 + 1e-3)
     assert set(np.ravel(fields["num_score_evals"])) == {16 * (8 + 1)}
+    assert finished.sampler.num_evals == 16 * (8 + 1)
+    before = 65 * 1024 + (13 * 8 + 4 * 3) * 16 * (8 + 1)
+    assert finished.sampler.num_init_evals(2, 3) == before
     assert all(np.all(np.isfinite(value)) for value in fields.values())
     assert not np.any(fields["diverging"])
     assert 0.5 < np.mean(fields["accept_prob"]) < 1.0

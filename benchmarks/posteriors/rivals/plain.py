@@ -21,9 +21,6 @@ from benchmarks.shared.runs import exchange_evals, vectorised
 
 CHAINS = 16
 CUTS = (4, 2, 1)  # points of a curve: these parts of the whole
-# What particle Gibbs runs before its first draw: 6 values of c, 8 runs each and the noised
-# prior's moments, then 4 runs a chain.
-START_SWEEPS, START_SWEEPS_A_CHAIN = 6 * 8 + 16, 4
 
 
 class Run(NamedTuple):
@@ -92,11 +89,10 @@ def particle_gibbs(problem, seed, budget, cuts=CUTS, num_warmup=5, **options):
     """``RTKParticleGibbs`` with its defaults by scores alone; one run, cut at its parts."""
     model = factor_model(ScoreAlone(problem.prior), problem.log_likelihood)
     kernel = rtk.RTKParticleGibbs(model, **options)
+    (dim,) = problem.prior.event_shape
     draw_evals = kernel.num_particles * kernel.num_levels
-    evals = lambda draws: (
-        draw_evals
-        * (START_SWEEPS + CHAINS * (START_SWEEPS_A_CHAIN + num_warmup + draws))
-    )
+    first = kernel.num_init_evals(dim, CHAINS)
+    evals = lambda draws: first + draw_evals * CHAINS * (num_warmup + draws)
     num_samples = int((budget - evals(0)) / (CHAINS * draw_evals))
     if num_samples < 2 * max(cuts):
         raise ValueError(f"a budget of {budget:.0f} does not pay for start and warm-up")

@@ -28,6 +28,7 @@ from numpyro_rtk.noise import (
 )
 
 __all__ = [
+    "NUM_CHOICE_RUNS",
     "NUM_RUNS",
     "ParticleAdapt",
     "RunOf",
@@ -42,6 +43,7 @@ __all__ = [
 # path is taken from.
 _VARIANCES, _NUM_TRIALS = np.geomspace(1e-6, 1.0, 13), 8
 NUM_RUNS = 4
+NUM_CHOICE_RUNS = _NUM_TRIALS * len(_VARIANCES)
 # Nats of mean log evidence that a smaller c may cost.
 _AS_GOOD = 0.25
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation; and one
