@@ -2,7 +2,7 @@
 """RTKParticleGibbs: conditional sequential Monte Carlo down the ladder, by scores alone."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from numpyro_rtk.core.warmup.exchange import PriorCurvature
 from numpyro_rtk.core.warmup.particles import (
     NUM_CHOICE_RUNS,
     NUM_RUNS,
-    ParticleAdapt,
     choose_variance,
     first_path,
     law_gap,
@@ -34,11 +33,11 @@ from numpyro_rtk.core.warmup.particles import (
 )
 from numpyro_rtk.density import value_and_grad
 from numpyro_rtk.kernels.base import PathKernel
+from numpyro_rtk.kernels.particle_state import ParticleAdaptState, ParticleState
 from numpyro_rtk.kernels.problem.problem import Bound
-from numpyro_rtk.kernels.state import lists_its_fields
 from numpyro_rtk.noise import Ladder, as_levels, refined
 
-__all__ = ["ParticleState", "RTKParticleGibbs"]
+__all__ = ["RTKParticleGibbs"]
 
 _NUM_PARTICLES, _NUM_LEVELS = 64, 32
 # Particles that the reverse kernels' variances are measured by: their error is one of the
@@ -50,47 +49,6 @@ _LEVELS_CALIBRATED = 64
 _LARGEST_DENSE = 256
 # The key that levels and c are chosen with.
 _LAW = 18
-
-
-@lists_its_fields
-class ParticleAdaptState(ParticleAdapt):
-    """What warm-up tunes, with the names that ``extra_fields`` may ask for."""
-
-
-@lists_its_fields
-class ParticleState(NamedTuple):
-    """State of ``RTKParticleGibbs``; every field but the last two can be collected.
-
-    Attributes:
-        i: iteration, warm-up included.
-        z: the draw: a dict of unconstrained sites, or an array of the event shape.
-        potential_energy: minus the log density of the draw (unconstrained, as NUTS
-            reports it); without an energy that of all but the learned priors.
-        accept_prob: 1 where the draw has moved, else 0.
-        diverging: the draw has no density.
-        num_score_evals: network evaluations spent on this draw.
-        sample_size: effective number of particles at every level, ``(K + 1,)``.
-        log_evidence: of this draw's particles; see :class:`RTKParticleGibbs`.
-        mean_accept_prob: running mean of ``accept_prob`` within the phase.
-        path: the draw and how it came down, standardised, ``(K + 1, dim)``.
-        adapt_state: see :class:`ParticleAdapt`.
-        shared: levels and reverse kernels, the same for all chains; without their axis.
-        rng_key: PRNG key of the next draw.
-    """
-
-    i: jax.Array
-    z: Any
-    potential_energy: jax.Array
-    accept_prob: jax.Array
-    diverging: jax.Array
-    num_score_evals: jax.Array
-    sample_size: jax.Array
-    log_evidence: jax.Array
-    mean_accept_prob: jax.Array
-    path: jax.Array
-    adapt_state: ParticleAdaptState
-    shared: ParticlePlan
-    rng_key: jax.Array
 
 
 class RTKParticleGibbs(PathKernel):

@@ -12,7 +12,7 @@ import pytest
 
 import numpyro_rtk as rtk
 from numpyro_rtk.kernels.exchange_state import ExchangeState, Tuned
-from numpyro_rtk.kernels.particle_gibbs import ParticleAdaptState, ParticleState
+from numpyro_rtk.kernels.particle_state import ParticleAdaptState, ParticleState
 from numpyro_rtk.kernels.state import AdaptState, RTKState
 from tests.kernels.conftest import SMALL, make_mcmc, model
 
