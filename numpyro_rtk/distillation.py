@@ -58,8 +58,6 @@ class Distilled(tuple[EnergyModel, dict[str, np.ndarray]]):
     ``print`` shows ``error``.
 
     Attributes:
-        model: as of :class:`~numpyro_rtk.training.fit.FitResult`, like ``history``.
-        history: of the training.
         error: what it cost in score error, a :class:`ScoreError`.
     """
 
@@ -78,7 +76,7 @@ class Distilled(tuple[EnergyModel, dict[str, np.ndarray]]):
 
     @property
     def model(self) -> EnergyModel:
-        """The energy."""
+        """The energy, as of :class:`~numpyro_rtk.training.fit.FitResult`."""
         return self[0]
 
     @property
