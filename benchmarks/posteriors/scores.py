@@ -51,6 +51,7 @@ def modes(table: Table, dim: int, num_particles, num_chains, draws, num_levels) 
             posterior.error(flat),
             f"{ratio.min():.2f}-{ratio.max():.2f}",
             f"{value - posterior.log_evidence:.3f} +- {error:.3f}",
+            rtk.diagnose(mcmc).law_gap,
             evals / 1e6,
             seconds,
         )
@@ -76,7 +77,7 @@ def precise(table: Table, draws: int) -> None:
         mcmc.run(jr.key(0), 0.0)
         x = np.asarray(mcmc.get_samples()["x"])
         sd = f"{x[:, 1].std() / exact:.3f}"
-        table.add("a datum of sd .1", type(kernel).__name__, "", "", sd, "", "", "")
+        table.add("a datum of sd .1", type(kernel).__name__, "", "", sd, "", "", "", "")
 
 
 def main():
@@ -86,7 +87,8 @@ def main():
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     columns = ("posterior", "law", "particles x levels", "TV", "sd ratio")
-    table = Table("scores", (*columns, "log evidence, off", "million evals", "s"))
+    columns += ("log evidence, off", "law gap, nats", "million evals", "s")
+    table = Table("scores", columns)
     precise(table, 20 if quick else 500)
     for dim, (num_particles, num_chains, draws, levels) in SIZES.items():
         for num_levels in levels[:1] if quick else levels:
