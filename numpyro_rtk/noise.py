@@ -30,6 +30,7 @@ __all__ = [
     "noise_to_signal",
     "noise_variance",
     "refined",
+    "refined_to",
     "signal",
     "time_from_noise_to_signal",
     "uniform_ladder",
@@ -68,6 +69,12 @@ def refined(times: Any) -> jax.Array:
     angle = jnp.arctan(noise_to_signal(t))
     middle = time_from_noise_to_signal(jnp.tan(0.5 * (angle[:-1] + angle[1:])))
     return jnp.append(jnp.stack([t[:-1], middle], axis=1).ravel(), t[-1])
+
+
+def refined_to(times: Any, num_segments: int) -> jax.Array:
+    """The same, as often as it takes to have so many segments or more."""
+    t = jnp.asarray(times)
+    return t if len(t) > num_segments else refined_to(refined(t), num_segments)
 
 
 def uniform_ladder(num_segments: int, horizon: float = 3.0) -> np.ndarray:

@@ -228,7 +228,10 @@ class _Level(NamedTuple):
     taken: jax.Array
     log_weight: jax.Array
     sample_size: jax.Array
-    is_resampled: jax.Array
+
+    @property
+    def is_resampled(self) -> jax.Array:
+        return self.sample_size < _RESAMPLED
 
 
 def sweep(
@@ -257,8 +260,7 @@ def sweep(
         cross, uniforms, segment, level, row = inputs
         score, taken, pull = _weigh(x, target, level)
         log_weight = _usable(log_weight + taken)
-        size = sample_size(log_weight)
-        here = _Level(x, score, taken, log_weight, size, size < _RESAMPLED)
+        here = _Level(x, score, taken, log_weight, sample_size(log_weight))
         chosen = _choose(log_weight, uniforms)
         chosen = chosen.at[0].set(0) if is_kept else chosen
         chosen = jnp.where(here.is_resampled, chosen, everyone)

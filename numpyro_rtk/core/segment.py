@@ -211,9 +211,9 @@ def _relative_covariance(a, v, lower_noise, second_moment: jax.Array) -> jax.Arr
         root, _ = roots(lowered(part) - like(smallest, full) * eye)
         return jnp.all(jnp.square(diagonal_of(root)) > _RESOLVED, axis=-1)
 
-    fits = jax.lax.map(is_definite, jnp.asarray(_PARTS, full.dtype))
-    part = jnp.asarray((*_PARTS, 0.0), full.dtype)[jnp.argmax(fits, axis=0)]
-    part = jnp.where(jnp.any(fits, axis=0), part, 0.0)
+    parts = jnp.asarray(_PARTS, full.dtype)
+    fits = jax.lax.map(is_definite, parts)
+    part = jnp.where(jnp.any(fits, axis=0), parts[jnp.argmax(fits, axis=0)], 0.0)
     return lowered(like(part, full))
 
 

@@ -65,12 +65,11 @@ def diagnose_particles(mcmc: Any) -> ParticleDiagnosis:
     """The report of :func:`diagnose` on an ``RTKParticleGibbs`` run."""
     kernel = mcmc.sampler
     adapt = mcmc.last_state.adapt_state
-    gap = np.max(np.asarray(adapt.law_gap), initial=0.0)
     found = ParticleDiagnosis(
         moved=field_of(mcmc, "accept_prob").mean(axis=1),
         sample_size=field_of(mcmc, "sample_size").mean(axis=(0, 1)),
         num_particles=kernel.num_particles,
-        law_gap=0.0 if kernel.has_energy else float(gap),
+        law_gap=float(np.max(np.asarray(adapt.law_gap), initial=0.0)),
         is_of_score=not kernel.has_energy,
         dim=mcmc.last_state.path.shape[-1],
         log_evidence=log_evidence(mcmc),

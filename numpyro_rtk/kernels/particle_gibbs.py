@@ -22,10 +22,10 @@ from numpyro_rtk.core.particles import (
     sweep,
 )
 from numpyro_rtk.core.warmup.adapt import Frame, followed, no_draws
-from numpyro_rtk.core.warmup.exchange import PriorCurvature
 from numpyro_rtk.core.warmup.particles import (
     NUM_CHOICE_RUNS,
     NUM_RUNS,
+    PriorSpread,
     choose_variance,
     first_path,
     law_gap,
@@ -35,7 +35,7 @@ from numpyro_rtk.density import value_and_grad
 from numpyro_rtk.kernels.base import PathKernel
 from numpyro_rtk.kernels.particle_state import ParticleAdaptState, ParticleState
 from numpyro_rtk.kernels.problem.problem import Bound
-from numpyro_rtk.noise import Ladder, as_levels, refined
+from numpyro_rtk.noise import Ladder, as_levels, refined_to
 
 __all__ = ["RTKParticleGibbs"]
 
@@ -216,18 +216,18 @@ class RTKParticleGibbs(PathKernel):
         key_prior, key_moment, key_variance = jr.split(jr.key(_LAW), 3)
         frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
         bound = self._problem.bind(args, kwargs, frame)
-        prior = self._curvature(key_moment, bound)
+        prior = self._spread(key_moment, bound)
         given, target = self._likelihood_variance, self._target(bound)
         run = lambda key, c: self._sweep(key, None, target, self._plan(prior, c))
         if self.has_likelihood and given is None:
             variance = choose_variance(key_variance, run)
         else:
             variance = jnp.asarray(1.0 if given is None else given, frame.origin.dtype)
-        plan = self._plan(prior, variance)
+        plan, zero = self._plan(prior, variance), jnp.zeros((), frame.origin.dtype)
         adapt = ParticleAdaptState(
             likelihood_variance=variance,
             times=plan.levels.time,
-            law_gap=law_gap(prior, plan),
+            law_gap=zero if self._problem.has_energy else law_gap(prior, plan),
             frame=frame,
             moments=no_draws(frame.loc),
         )
@@ -236,14 +236,12 @@ class RTKParticleGibbs(PathKernel):
     def _is_dense(self, dim: int) -> bool:
         return dim <= _LARGEST_DENSE if self._dense is None else self._dense
 
-    def _calibrated(self, dim: int) -> tuple[Any, int]:
+    def _calibrated(self, dim: int) -> tuple[jax.Array, int]:
         """Levels that the prior is measured on, and particles."""
-        times = self._times
-        while len(times) <= _LEVELS_CALIBRATED:
-            times = refined(times)
-        return times, max(_NUM_CALIBRATE, self._is_dense(dim) * _PER_DIMENSION * dim)
+        num_particles = max(_NUM_CALIBRATE, self._is_dense(dim) * _PER_DIMENSION * dim)
+        return refined_to(self._times, _LEVELS_CALIBRATED), num_particles
 
-    def _curvature(self, key: jax.Array, bound: Bound) -> PriorCurvature:
+    def _spread(self, key: jax.Array, bound: Bound) -> PriorSpread:
         """What the reverse kernels' covariances are measured by."""
         dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
         dense = self._is_dense(dim)
@@ -256,7 +254,7 @@ class RTKParticleGibbs(PathKernel):
         one = jnp.eye(dim, dtype=moment.dtype) if dense else jnp.ones_like(moment[0])
         exact = is_ordinary[:, None] | is_ordinary if dense else is_ordinary
         moment = jnp.where(exact, one, moment)
-        return PriorCurvature(jnp.asarray(times, moment.dtype), moment)
+        return PriorSpread.of(times, moment)
 
     def _init_one(self, key, init_params, args, kwargs, adapt, plan, bound: Bound):
         key, key_path, key_up = jr.split(key, 3)
@@ -288,7 +286,7 @@ class RTKParticleGibbs(PathKernel):
         )
         return state, has_start & jnp.isfinite(log_density)
 
-    def _plan(self, prior: PriorCurvature, variance: jax.Array) -> ParticlePlan:
+    def _plan(self, prior: PriorSpread, variance: jax.Array) -> ParticlePlan:
         follows = self._follows_likelihood and self.has_likelihood
         times = jnp.asarray(self._times, prior.times.dtype)
         return plan_at(prior, times, variance, follows_likelihood=follows)

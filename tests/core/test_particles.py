@@ -22,10 +22,9 @@ from numpyro_rtk.core.particles import (
     sweep,
 )
 from numpyro_rtk.core.segment import log_noising, log_proposal
-from numpyro_rtk.core.warmup.exchange import PriorCurvature
-from numpyro_rtk.core.warmup.particles import curvature_at, law_gap
+from numpyro_rtk.core.warmup.particles import PriorSpread, law_gap
 from numpyro_rtk.density import standardised
-from numpyro_rtk.noise import angle_ladder, log_snr_ladder, refined
+from numpyro_rtk.noise import angle_ladder, log_snr_ladder, refined_to
 from tests.oracles import Mixture, assert_mean, summaries, z_score
 
 LAW = Mixture(
@@ -198,6 +197,19 @@ def test_negative_controls(break_it, has_energy, key, monkeypatch):
     assert worst > 8.0, worst
 
 
+@LAWS
+def test_weights_that_count_on_when_they_are_used_up_are_noticed(
+    has_energy, key, monkeypatch
+):
+    """They do not belong to the particles that were resampled: a small error."""
+    target, plan = problem(has_energy, variance=10.0)
+    before = exact_paths(key, has_energy, plan, 6 * N)
+    monkeypatch.setattr(module, "_after", lambda log_weight, is_resampled: log_weight)
+    after = swept(key, before, target, plan, num_particles=8).path
+    worst = np.max(np.abs(z_score(change(before, after))))
+    assert worst > 8.0, worst
+
+
 def exact_evidence():
     """Of the mixture: the difference of the coordinates is a mixture of normals."""
     way = np.array([1.0, -1.0])
@@ -294,17 +306,13 @@ def test_the_gap_of_a_law_is_its_paths_divergence(key):
 
     E[log p(x_0) - log of what the chain puts there] along paths of the noising.
     """
-    gaps = []
+    gaps, fine = [], refined_to(angle_ladder(32), 64)
+    with jax.numpy_rank_promotion("allow"):
+        moment = paths.calibrate(key, BASE, fine, DIM, 20_000, dense=True)
+    prior = PriorSpread.of(fine, moment)
     for num_levels in (8, 32):
-        times = angle_ladder(num_levels)
-        fine = times
-        while len(fine) <= 64:
-            fine = refined(fine)
-        with jax.numpy_rank_promotion("allow"):
-            moment = paths.calibrate(key, BASE, fine, DIM, 20_000, dense=True)
-        prior = PriorCurvature(jnp.asarray(fine), moment)
-        at = jnp.asarray(times)
-        plan = particle_plan(at, curvature_at(prior, at), 1.0)
+        at = jnp.asarray(angle_ladder(num_levels), jnp.float32)
+        plan = particle_plan(at, prior.second_moment(at), 1.0)
         gap = float(law_gap(prior, plan))
         exact = path_divergence(key, plan, 10_000)
         error = exact.std() / np.sqrt(len(exact))

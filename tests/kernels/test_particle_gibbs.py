@@ -12,6 +12,7 @@ import pytest
 from numpyro.infer import MCMC
 
 import numpyro_rtk as rtk
+from numpyro_rtk.diagnostics.particles import _says_coarse
 from tests.kernels import test_posterior as reference
 from tests.kernels.test_posterior import (
     PRIOR,
@@ -129,7 +130,17 @@ def test_a_score_alone_has_the_posterior_of_its_own_chain():
     assert abs(x.mean() - exact["x"]) < 0.04
     assert abs(np.log(sigma).mean() - exact["log sigma"]) < 0.03
     assert "that the network draws in 32 Gaussian steps" in kernel.guarantee
-    assert "twice the `num_levels`" in str(rtk.diagnose(mcmc))
+    report = rtk.diagnose(mcmc)
+    assert not report.problems
+    assert "twice the `num_levels`" in str(report)
+    assert "too far to say" in _says_coarse(report._replace(sample_size=np.ones(8)))
+    # as in a Gibbs block, beside other values of the other sites
+    state = mcmc.last_state
+    variance = state.adapt_state.likelihood_variance.at[0].multiply(2.0)
+    mcmc._last_state = state._replace(
+        adapt_state=state.adapt_state._replace(likelihood_variance=variance)
+    )
+    assert any("different levels" in text for text in rtk.diagnose(mcmc).problems)
 
 
 def precise(y):

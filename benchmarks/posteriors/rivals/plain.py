@@ -64,25 +64,12 @@ def exchange(problem, seed, budget, num_warmup=None, cuts=CUTS, **options):
         raise ValueError(f"a budget of {budget:.0f} does not pay for start and warm-up")
     mcmc.num_samples = num_samples
     mcmc.run(state.rng_key, *problem.args)
-    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
-    seconds = time.time() - start
-    report = rtk.diagnose(mcmc)
+    seconds, report = time.time() - start, rtk.diagnose(mcmc)
     note = (
         f"exchange {report.swap_accept_prob.mean():.2f}, worst "
         f"{report.swap_accept_prob.min():.2f}, round trips {report.round_trips.sum()}"
     )
-    failure = "; ".join(sentence.split(". ")[0] for sentence in report.problems)
-    return [
-        Run(
-            x[:, : num_samples // cut],
-            evals(num_samples // cut),
-            seconds,
-            *report.log_evidence,
-            note,
-            failure,
-        )
-        for cut in cuts
-    ]
+    return _cut(mcmc, report, evals, seconds, note, cuts)
 
 
 def particle_gibbs(problem, seed, budget, cuts=CUTS, num_warmup=5, **options):
@@ -99,25 +86,23 @@ def particle_gibbs(problem, seed, budget, cuts=CUTS, num_warmup=5, **options):
     mcmc = vectorised(kernel, num_warmup, num_samples, CHAINS)
     start = time.time()
     mcmc.run(jr.key(seed))
-    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
-    seconds = time.time() - start
-    report = rtk.diagnose(mcmc)
+    seconds, report = time.time() - start, rtk.diagnose(mcmc)
     least = report.sample_size.min()
     note = (
         f"moved {report.moved.mean():.2f}, least {report.moved.min():.2f}; least ESS "
         f"{least:.1f} of {report.num_particles}"
     )
+    return _cut(mcmc, report, evals, seconds, note, cuts)
+
+
+def _cut(mcmc, report, evals, seconds, note, cuts) -> list[Run]:
+    """A finished run of ours at parts of its draws; ``evals`` of so many draws."""
+    x = np.asarray(mcmc.get_samples(group_by_chain=True)["x"])
     failure = "; ".join(sentence.split(". ")[0] for sentence in report.problems)
+    parts = [x.shape[1] // cut for cut in cuts]
     return [
-        Run(
-            x[:, : num_samples // cut],
-            evals(num_samples // cut),
-            seconds,
-            *report.log_evidence,
-            note,
-            failure,
-        )
-        for cut in cuts
+        Run(x[:, :n], evals(n), seconds, *report.log_evidence, note, failure)
+        for n in parts
     ]
 
 

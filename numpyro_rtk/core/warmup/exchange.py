@@ -80,10 +80,7 @@ class Method(NamedTuple):
 
 
 class PriorCurvature(NamedTuple):
-    """Mean squared scores of the noised prior, ``(n, dim)``, at ``times`` ``(n,)``.
-
-    Particle Gibbs has their mean products ``E[s s^T]`` here, ``(n, dim, dim)``.
-    """
+    """Mean squared scores of the noised prior, ``(n, dim)``, at ``times`` ``(n,)``."""
 
     times: jax.Array
     curvature: jax.Array

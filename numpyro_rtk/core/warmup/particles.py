@@ -19,7 +19,6 @@ from numpyro_rtk.core.particles import ParticlePlan, Sweep, particle_plan
 from numpyro_rtk.core.resampling import without_lost
 from numpyro_rtk.core.segment import Segment, segment_between
 from numpyro_rtk.core.warmup.adapt import Frame, Moments
-from numpyro_rtk.core.warmup.exchange import PriorCurvature
 from numpyro_rtk.noise import (
     noise_to_signal,
     noise_variance,
@@ -31,9 +30,9 @@ __all__ = [
     "NUM_CHOICE_RUNS",
     "NUM_RUNS",
     "ParticleAdapt",
+    "PriorSpread",
     "RunOf",
     "choose_variance",
-    "curvature_at",
     "first_path",
     "law_gap",
     "plan_at",
@@ -54,13 +53,49 @@ RunOf = Callable[[jax.Array, jax.Array], Sweep]
 """``(key, c) -> Sweep``: one plain run down."""
 
 
+class PriorSpread(NamedTuple):
+    """What the reverse kernels' covariances are measured by.
+
+    Inverses of mean products of the noised prior's scores. They are linear in the noise's
+    variance for a Gaussian, and nearly so for others: between levels far apart, what is
+    linear in the products themselves would make reverse kernels too narrow.
+
+    Attributes:
+        times: ``(n,)``.
+        inverse: of ``E[score**2]``, ``(n, dim)``, or of ``E[s s^T]``, ``(n, dim, dim)``.
+    """
+
+    times: jax.Array
+    inverse: jax.Array
+
+    @classmethod
+    def of(cls, times: jax.Array, second_moment: jax.Array) -> "PriorSpread":
+        """From the mean products at the times, ``(n, dim)`` or ``(n, dim, dim)``."""
+        return cls(jnp.asarray(times, second_moment.dtype), _inverse(second_moment))
+
+    def second_moment(self, times: jax.Array) -> jax.Array:
+        """The mean products between the times, ``(m, dim)`` or ``(m, dim, dim)``."""
+        place = noise_variance(self.times)
+        one = lambda row: jnp.interp(noise_variance(times), place, row)
+        rows = self.inverse.reshape(len(self.times), -1)
+        flat = jax.vmap(one, in_axes=1, out_axes=1)(rows)
+        return _inverse(flat.reshape(len(times), *self.inverse.shape[1:]))
+
+
+def _inverse(matrices: jax.Array) -> jax.Array:
+    root = inverse_rooted(matrices)
+    if matrices.ndim == 2:
+        return jnp.square(root)
+    return root @ jnp.swapaxes(root, -1, -2)
+
+
 class ParticleAdapt(NamedTuple):
     """What warm-up tunes; frozen afterwards.
 
     Attributes:
         likelihood_variance: c of the twist, on the standardised scale.
         times: of the levels, in OU time, ``(K + 1,)``.
-        law_gap: see :func:`law_gap`.
+        law_gap: see :func:`law_gap`; 0 with an energy, whose law no ladder changes.
         frame: what positions and log densities are measured from.
         moments: running moments of the ordinary sites' draws.
     """
@@ -73,7 +108,7 @@ class ParticleAdapt(NamedTuple):
 
 
 def plan_at(
-    prior: PriorCurvature,
+    prior: PriorSpread,
     times: jax.Array,
     likelihood_variance: jax.Array,
     *,
@@ -100,30 +135,10 @@ def plan_at(
         finer = time_from_noise_to_signal(jnp.exp(jnp.concatenate([fine, coarse])))
         finer = jnp.concatenate([times[:1], finer[:-1], times[-1:]])
         times = jnp.where(smallest < noise[0], finer, times)
-    return particle_plan(times, curvature_at(prior, times), likelihood_variance)
+    return particle_plan(times, prior.second_moment(times), likelihood_variance)
 
 
-def curvature_at(prior: PriorCurvature, times: jax.Array) -> jax.Array:
-    """The mean products between their times, ``(m, dim)`` or ``(m, dim, dim)``.
-
-    Their inverses are linear in the noise's variance for a Gaussian, and nearly so for
-    others: between levels far apart, what is linear in the products themselves would make
-    reverse kernels too narrow.
-    """
-    place, rows = noise_variance(prior.times), _inverse(prior.curvature)
-    one = lambda row: jnp.interp(noise_variance(times), place, row)
-    flat = jax.vmap(one, in_axes=1, out_axes=1)(rows.reshape(len(rows), -1))
-    return _inverse(flat.reshape(len(times), *rows.shape[1:]))
-
-
-def _inverse(curvature: jax.Array) -> jax.Array:
-    root = inverse_rooted(curvature)
-    if curvature.ndim == 2:
-        return jnp.square(root)
-    return root @ jnp.swapaxes(root, -1, -2)
-
-
-def law_gap(prior: PriorCurvature, plan: ParticlePlan) -> jax.Array:
+def law_gap(prior: PriorSpread, plan: ParticlePlan) -> jax.Array:
     r"""About how far the law that a network draws on a ladder is from that on a fine one.
 
     Nats of the Kullback-Leibler divergence of the chains' paths, of which the draws are a
@@ -140,8 +155,7 @@ def law_gap(prior: PriorCurvature, plan: ParticlePlan) -> jax.Array:
         plan: of the ladder.
     """
     finer = refined(refined(plan.levels.time))
-    moments = curvature_at(prior, finer[1:])
-    quarters = segment_between(finer[:-1], finer[1:], moments)
+    quarters = segment_between(finer[:-1], finer[1:], prior.second_moment(finer[1:]))
     return 16.0 / 15.0 * (_loss(plan.segments) - _loss(quarters))
 
 
