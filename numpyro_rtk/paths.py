@@ -157,7 +157,7 @@ def calibrate(
     num_particles: int = 256,
     *,
     dense: bool = False,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Mean squared score of the prior at every level, from a population run down.
 
     A population starts at N(0, I) and takes one Gaussian start per segment, whose
@@ -172,7 +172,8 @@ def calibrate(
         dense: whether to return the mean products ``E[s s^T]``.
 
     Returns:
-        ``(K + 1, dim)``, level 0 first; dense ``(K + 1, dim, dim)``.
+        ``(K + 1, dim)``, level 0 first; dense ``(K + 1, dim, dim)``. And where the
+        population ended, ``(num_particles, dim)``.
     """
     t = jnp.asarray(times, jnp.result_type(float))
     key_top, key_down = jr.split(key)
@@ -194,7 +195,7 @@ def calibrate(
     keys = jr.split(key_down, t.shape[0] - 1)
     bottom, moments = jax.lax.scan(descend, top, (t[:-1], t[1:], keys), reverse=True)
     last = mean_product(scores_at(bottom, t[0]), dense)
-    return jnp.concatenate([last[None], moments])
+    return jnp.concatenate([last[None], moments]), bottom
 
 
 def _balanced_normal(key: jax.Array, n: int, dim: int, dtype: Any) -> jax.Array:

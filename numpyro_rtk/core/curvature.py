@@ -1,4 +1,4 @@
-"""What scores of particles say of the spread of a level: its mean curvature.
+"""What particles say of the spread of a level: its covariance, its mean curvature.
 
 ``E[s s^T]`` of a density's scores is its mean curvature, and the inverse of that a spread
 that fits the narrow directions.
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from numpyro_rtk.core.covariance import shrunk
 
-__all__ = ["mean_product", "mean_square"]
+__all__ = ["covariance_of", "mean_product", "mean_square"]
 
 # A score counts up to so many times what one in twenty exceeds. That is far above usual:
 # where a density is flat but for its edges, most scores are 0.
@@ -32,6 +32,17 @@ def mean_product(scores: jax.Array, dense: bool) -> jax.Array:
     tame = jnp.nan_to_num(_tamed(scores))
     full = jnp.einsum("na,nb->ab", tame, tame) / len(tame)
     return shrunk(full[None], jnp.asarray(len(tame), full.dtype))[0]
+
+
+def covariance_of(draws: jax.Array, dense: bool) -> jax.Array:
+    """Of draws ``(n, dim)``, or variances; a few wild ones do not set the scale.
+
+    Correlations as they are: shrunk ones would hide the directions that hardly vary.
+    """
+    centre = jnp.nanmedian(jnp.where(jnp.isfinite(draws), draws, jnp.nan), axis=0)
+    tame = jnp.nan_to_num(_tamed(draws - centre[None]))
+    tame = tame - jnp.mean(tame, axis=0, keepdims=True)
+    return tame.T @ tame / len(tame) if dense else jnp.mean(jnp.square(tame), axis=0)
 
 
 def _tamed(scores: jax.Array) -> jax.Array:

@@ -14,12 +14,9 @@ under the learned density itself.
 Particles come down under *twisted* targets, which look ahead to the likelihood (Wu et al.
 2023, arXiv 2306.17775),
 
-.. math:: \psi_k(x) = \ell(\hat x_0(x))^{\beta_k}, \qquad
-          \hat x_0 = (x + s_k^2 \nabla\log p_{t_k}(x)) / a_k, \qquad
-          \beta_k = \frac{c}{c + C_k}, \qquad \psi_0 = \ell
+.. math:: \psi_k(x) \approx \int \ell(x_0)\, p(x_0 \mid x)\, dx_0, \qquad \psi_0 = \ell
 
-with :math:`C_k` the mean variance of :math:`x_0` that is left at the level (:math:`r_k^2`
-where it is small, and hardly more than modes have within them while they are apart), from
+(see ``twist.py``), from
 proposals that the twist has shifted. The current path is one of the particles, which
 stays (Andrieu, Doucet, Holenstein, JRSS-B 2010), and the next path is drawn backwards
 among all of them (Whiteley 2010): this leaves the target invariant for any number of
@@ -35,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_rtk.core.annealed import log_reference
-from numpyro_rtk.core.covariance import diagonal_of, like, stretch
+from numpyro_rtk.core.covariance import like
 from numpyro_rtk.core.inner import draw_numbers
 from numpyro_rtk.core.resampling import sample_size
 from numpyro_rtk.core.segment import (
@@ -43,9 +40,17 @@ from numpyro_rtk.core.segment import (
     Segment,
     log_noising,
     log_proposal,
+    noising_between,
     sample_noising,
     sample_proposal,
-    segment_between,
+)
+from numpyro_rtk.core.twist import (
+    LikelihoodFn,
+    Sharpness,
+    Twist,
+    look_ahead,
+    narrowed,
+    twist_of,
 )
 from numpyro_rtk.noise import noise_variance, signal
 
@@ -60,13 +65,9 @@ __all__ = [
     "sweep",
 ]
 
-# Log of a twist where the likelihood is zero: a twist must not be, since the state that it
-# looks ahead to may have one.
-_LEAST_TWIST = -1e5
 # Particles are resampled where their effective number has fallen below this part.
 _RESAMPLED = 0.5
-# Of a mean product of scores, as known from a thousand of them.
-_MOMENT_ERROR, _TINY = 0.03, 1e-30
+_TINY = 1e-30
 
 
 class Target(NamedTuple):
@@ -79,7 +80,7 @@ class Target(NamedTuple):
     """
 
     base: Callable[[jax.Array, jax.Array], Evaluation]
-    likelihood: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None
+    likelihood: LikelihoodFn | None
     has_energy: bool
 
 
@@ -90,16 +91,13 @@ class Levels(NamedTuple):
         time: OU time, ``(K + 1,)``.
         signal: ``a_k``, ``(K + 1,)``.
         noise_variance: ``s_k ** 2``, ``(K + 1,)``.
-        inverse_temperature: ``beta_k``, ``(K + 1,)``.
-        slope: derivative of Tweedie's mean by the position, as of a Gaussian with the
-            prior's second moments, ``(K + 1, dim)``, or dense ``(K + 1, dim, dim)``.
+        twist: how particles look ahead.
     """
 
     time: jax.Array
     signal: jax.Array
     noise_variance: jax.Array
-    inverse_temperature: jax.Array
-    slope: jax.Array
+    twist: Twist
 
 
 class ParticlePlan(NamedTuple):
@@ -107,62 +105,71 @@ class ParticlePlan(NamedTuple):
 
     Attributes:
         levels: see :class:`Levels`.
-        segments: with diagonal or dense proposals, leading axis K, lowest first.
+        segments: the network's reverse kernels, diagonal or dense; leading axis K, lowest
+            first.
+        proposals: what particles are drawn from, as narrow as their twist makes them.
     """
 
     levels: Levels
     segments: Segment
+    proposals: Segment
 
 
 def particle_plan(
-    times: jax.Array, second_moment: jax.Array, likelihood_variance: jax.Array | float
+    times: jax.Array, unknown: jax.Array, sharpness: Sharpness
 ) -> ParticlePlan:
-    """The plan of a ladder for the twist's constant c.
+    """The plan of a ladder.
 
     Args:
         times: ``(K + 1,)``.
-        second_moment: the prior's mean squared score at them, ``(K + 1, dim)``, or
-            ``E[s s^T]`` there, ``(K + 1, dim, dim)``.
-        likelihood_variance: c, on the standardised scale.
+        unknown: mean covariance of the clean value at them, ``(K + 1, dim, dim)``, or its
+            diagonal, ``(K + 1, dim)``.
+        sharpness: of the likelihood, on the standardised scale.
     """
-    t = jnp.asarray(times, second_moment.dtype)
+    t = jnp.asarray(times, unknown.dtype)
     a, s2 = signal(t), noise_variance(t)
-    unknown = _unknown(a, s2, diagonal_of(second_moment))
-    beta = likelihood_variance / (likelihood_variance + jnp.mean(unknown, axis=1))
-    levels = Levels(
-        time=t,
-        signal=a,
-        noise_variance=s2,
-        inverse_temperature=beta,
-        slope=_slope(a, s2, second_moment, unknown),
+    # the mean derivative of Tweedie's mean by the position; at level 0 they are the same
+    slope = like(a / jnp.maximum(s2, _TINY), unknown) * unknown
+    one = jnp.ones(unknown.shape[-1], unknown.dtype)
+    slope = slope.at[0].set(one if unknown.ndim == 2 else jnp.diag(one))
+    twist = twist_of(slope, unknown, sharpness)
+    segments = segments_of(t, unknown)
+    lower = jax.tree.map(lambda leaf: leaf[:-1], twist)
+    return ParticlePlan(
+        levels=Levels(time=t, signal=a, noise_variance=s2, twist=twist),
+        segments=segments,
+        proposals=narrowed(segments, lower, sharpness.is_even),
     )
-    return ParticlePlan(levels, segment_between(t[:-1], t[1:], second_moment[1:]))
 
 
-def _unknown(a, s2, second_moment: jax.Array) -> jax.Array:
-    """Mean variance of the clean value at a level, by coordinate, ``(K + 1, dim)``.
+def segments_of(times: jax.Array, unknown: jax.Array) -> Segment:
+    """The network's reverse kernels, leading axis K.
 
-    ``s**2 / a**2 (1 - s**2 E[score**2])``. Near the top that is a small difference of an
-    estimate; but it is at most ``s**2``, as of data that are Gaussian, and grows with the
-    noise.
+    Of a clean value that is known a lower state varies as a bridge does between it and the
+    upper one; of one that is not, by that much more.
+
+    Args:
+        times: ``(K + 1,)``.
+        unknown: see :func:`particle_plan`.
     """
-    s2, a = s2[:, None], a[:, None]
-    variance = s2 / jnp.square(a) * (1.0 - s2 * second_moment)
-    return jax.lax.cummax(jnp.clip(variance, 0.0, s2))
-
-
-def _slope(a, s2, second_moment: jax.Array, unknown: jax.Array) -> jax.Array:
-    """``(I - s**2 E[s s^T]) / a``, by level, as far as it is known.
-
-    Correlations count as far as ``a**2`` stands out of what an estimated moment errs by.
-    """
-    diagonal = a[:, None] * unknown / jnp.maximum(s2, _TINY)[:, None]
-    if second_moment.ndim == 2:
-        return diagonal
-    eye = jnp.eye(second_moment.shape[-1], dtype=a.dtype)[None]
-    known = -s2 * a / (jnp.square(a) + _MOMENT_ERROR)
-    off = like(known, second_moment) * second_moment * (1.0 - eye)
-    return off + diagonal[:, :, None] * eye
+    a, v = noising_between(times[:-1], times[1:])
+    s2 = noise_variance(times[:-1])
+    total = jnp.square(a) * s2 + v
+    bridge, share = s2 * v / total, signal(times[:-1]) * v / total
+    if unknown.ndim == 2:
+        variance = bridge[:, None] + jnp.square(share)[:, None] * unknown[1:]
+        root = jnp.sqrt(variance)
+        inverse = 1.0 / root
+        log_det = jnp.sum(jnp.log(root), axis=1)
+    else:
+        spread, axes = jax.lax.map(jnp.linalg.eigh, unknown[1:])
+        spread = jnp.maximum(spread, 0.0)
+        variance = bridge[:, None] + jnp.square(share)[:, None] * spread
+        root = axes * jnp.sqrt(variance)[:, None]
+        inverse = jnp.swapaxes(axes / jnp.sqrt(variance)[:, None], -1, -2)
+        log_det = 0.5 * jnp.sum(jnp.log(variance), axis=1)
+    shift = jnp.zeros_like(variance)
+    return Segment(a, v, 1.0 / a, v / a, shift, root, inverse, log_det)
 
 
 class SweepNoise(NamedTuple):
@@ -257,7 +264,7 @@ def sweep(
 
     def down(carry, inputs):
         x, log_weight = carry
-        cross, uniforms, segment, level, row = inputs
+        cross, uniforms, segment, proposal, level, row = inputs
         score, taken, pull = _weigh(x, target, level)
         log_weight = _usable(log_weight + taken)
         here = _Level(x, score, taken, log_weight, sample_size(log_weight))
@@ -266,7 +273,7 @@ def sweep(
         chosen = jnp.where(here.is_resampled, chosen, everyone)
         log_weight = _after(log_weight, here.is_resampled)
         x, score, taken, pull = (leaf[chosen] for leaf in (x, score, taken, pull))
-        proposals = jax.vmap(_pulled, in_axes=(None, 0))(segment, pull)
+        proposals = jax.vmap(_pulled, in_axes=(None, 0))(proposal, pull)
         z = keep(jax.vmap(sample_proposal)(proposals, x, score, cross), row)
         log_weight = log_weight + _transition(segment, target, z, x, score) - taken
         log_weight = log_weight - jax.vmap(log_proposal)(proposals, z, x, score)
@@ -278,7 +285,7 @@ def sweep(
         log_weight = log_weight - jax.vmap(log_reference)(x)
     upper = jax.tree.map(lambda leaf: leaf[1:], plan.levels)
     rows = path[:-1] if is_kept else jnp.zeros_like(noise.cross[:, 0])
-    inputs = (noise.cross, noise.resample, plan.segments, upper, rows)
+    inputs = (noise.cross, noise.resample, plan.segments, plan.proposals, upper, rows)
     (x, log_weight), above = jax.lax.scan(down, (x, log_weight), inputs, reverse=True)
     log_prior, log_likelihood = _at_bottom(x, target)
     log_weight = _usable(log_weight + log_prior + log_likelihood)
@@ -324,11 +331,9 @@ def _weigh(x, target: Target, level: Levels):
         return prior.score, taken, jnp.zeros_like(x)
     clean = (x + level.noise_variance * prior.score) / level.signal
     value, gradient = jax.vmap(target.likelihood)(clean)
-    beta = level.inverse_temperature
-    twist = jnp.where(jnp.isfinite(value), beta * value, _LEAST_TWIST)
-    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-    pull = jax.vmap(stretch, in_axes=(None, 0))(level.slope, gradient)
-    return prior.score, taken + twist, beta * pull
+    twisted = jax.vmap(look_ahead, in_axes=(None, 0, 0))
+    twist, pull = twisted(level.twist, value, gradient)
+    return prior.score, taken + twist, pull
 
 
 def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
@@ -343,10 +348,9 @@ def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
     return log_prior, log_likelihood
 
 
-def _pulled(segment: Segment, pull: jax.Array) -> Segment:
-    """The reverse kernel of one particle as its proposal: moved along the twist."""
-    spread = stretch(segment.root, stretch(segment.root.T, pull))
-    return segment._replace(shift=spread / segment.a)
+def _pulled(proposal: Segment, pull: jax.Array) -> Segment:
+    """One particle's proposal: Tweedie's mean of a score that the twist is added to."""
+    return proposal._replace(shift=proposal.mean_score * pull)
 
 
 def _transition(segment: Segment, target: Target, z, x, score) -> jax.Array:

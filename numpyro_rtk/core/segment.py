@@ -33,7 +33,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rtk.core.covariance import diagonal_of, like, roots, stretch
+from numpyro_rtk.core.covariance import stretch
 from numpyro_rtk.noise import noise_variance
 
 __all__ = [
@@ -62,8 +62,6 @@ _LOG_2PI = 1.8378770664093453
 # A proposal narrower than this fraction of a standard normal's reverse kernel is not to be
 # believed: the moment that it is computed from is an estimate.
 _SMALLEST_FRACTION = 0.02
-# Parts of the correlations that are tried, and what a pivot of a root must exceed.
-_PARTS, _RESOLVED = (1.0, 0.9, 0.75, 0.5, 0.25), 1e-6
 
 
 class Evaluation(NamedTuple):
@@ -121,17 +119,30 @@ def segment_between(
     if second_moment.ndim == a.ndim + 1:
         variance = analytic_variance(a, v, second_moment, noise_variance(t_low))
         return _with_variance(a, v, 1.0 / a, v / a, variance)
-    rows = [jnp.atleast_1d(x) for x in (a, v, noise_variance(t_low))]
-    dim = second_moment.shape[-1]
-    moment = second_moment.reshape(-1, dim, dim)
-    relative = _relative_covariance(rows[0], rows[1], rows[2], moment)
-    widest = like(rows[1] / jnp.square(rows[0]), relative)
-    root, inverse = roots(widest * relative)
-    log_det = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), axis=-1)
-    root, inverse, log_det = (
-        x.reshape(a.shape + x.shape[1:]) for x in (root, inverse, log_det)
+    one = lambda inputs: _dense_segment(*inputs)
+    if a.ndim == 0:
+        return one((a, v, noise_variance(t_low), second_moment))
+    return jax.lax.map(one, (a, v, noise_variance(t_low), second_moment))
+
+
+def _dense_segment(a, v, lower_noise, second_moment: jax.Array) -> Segment:
+    """Nowhere narrower than the least variance, and nowhere wider than ``v / a**2``."""
+    eye = jnp.eye(second_moment.shape[-1], dtype=second_moment.dtype)
+    part, axes = jnp.linalg.eigh(eye - v * second_moment)
+    variance = (
+        jnp.clip(part, _smallest_part(a, v, lower_noise), 1.0) * v / jnp.square(a)
     )
-    return Segment(a, v, 1.0 / a, v / a, 0.0 * root[..., 0], root, inverse, log_det)
+    root = jnp.sqrt(variance)
+    return Segment(
+        a=a,
+        v=v,
+        mean_x=1.0 / a,
+        mean_score=v / a,
+        shift=jnp.zeros_like(root),
+        root=axes * root[None],
+        inverse_root=(axes / root[None]).T,
+        log_det=jnp.sum(jnp.log(root)),
+    )
 
 
 def paper_segment_between(
@@ -190,31 +201,6 @@ def _smallest_part(a, v, lower_noise):
     """The least variance as a part of ``v / a**2``."""
     bridge = lower_noise / (lower_noise * jnp.square(a) + v)
     return jnp.square(a) * jnp.maximum(bridge, _SMALLEST_FRACTION)
-
-
-def _relative_covariance(a, v, lower_noise, second_moment: jax.Array) -> jax.Array:
-    """``I - v E[s s^T]``, ``(K, dim, dim)``, nowhere below the least variance's part.
-
-    In a wide segment the difference can be smaller than the error of an estimated moment:
-    correlations are lowered as far as it takes.
-    """
-    smallest = _smallest_part(a, v, lower_noise)
-    eye = jnp.eye(second_moment.shape[-1], dtype=second_moment.dtype)[None]
-    full = eye - like(v, second_moment) * second_moment
-    variance = jnp.clip(diagonal_of(full), smallest[:, None], 1.0)
-    off = full * (1.0 - eye)
-
-    def lowered(part):
-        return part * off + variance[:, :, None] * eye
-
-    def is_definite(part):
-        root, _ = roots(lowered(part) - like(smallest, full) * eye)
-        return jnp.all(jnp.square(diagonal_of(root)) > _RESOLVED, axis=-1)
-
-    parts = jnp.asarray(_PARTS, full.dtype)
-    fits = jax.lax.map(is_definite, parts)
-    part = jnp.where(jnp.any(fits, axis=0), parts[jnp.argmax(fits, axis=0)], 0.0)
-    return lowered(like(part, full))
 
 
 def noising_misfit(segment: Segment, x: jax.Array, z: jax.Array) -> jax.Array:

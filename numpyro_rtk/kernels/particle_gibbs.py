@@ -2,6 +2,7 @@
 """RTKParticleGibbs: conditional sequential Monte Carlo down the ladder, by scores alone."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from numpyro.util import is_prng_key
 
 from numpyro_rtk import paths
 from numpyro_rtk._checks import check_positive, check_positive_int
+from numpyro_rtk.core.curvature import covariance_of
 from numpyro_rtk.core.inner import accept
 from numpyro_rtk.core.particles import (
     ParticlePlan,
@@ -21,12 +23,13 @@ from numpyro_rtk.core.particles import (
     noised,
     sweep,
 )
+from numpyro_rtk.core.twist import Sharpness, even_sharpness, sharpness_at
 from numpyro_rtk.core.warmup.adapt import Frame, followed, no_draws
 from numpyro_rtk.core.warmup.particles import (
     NUM_CHOICE_RUNS,
     NUM_RUNS,
     PriorSpread,
-    choose_variance,
+    choose_sharpness,
     first_path,
     law_gap,
     plan_at,
@@ -77,8 +80,10 @@ class RTKParticleGibbs(PathKernel):
             network draws is nearest to its own, with a fifth of its levels at smaller noise
             for a likelihood more precise than its first one.
         likelihood_variance: c, the variance of the likelihood on the standardised scale
-            that the particles' look ahead assumes; None: chosen before the first draw, by
-            the model and its data, not by the key.
+            that the particles' look ahead assumes, in all directions. None: the look ahead
+            is chosen before the first draw, by the model and its data, not by the key: with
+            the likelihood's curvature, where it has a second derivative and particles that
+            come down so find as much evidence as any; else a c.
         dense: whether the reverse kernels have full covariances or diagonal ones; None:
             full ones up to 256 dimensions.
         path: see :class:`RTKMALA`.
@@ -217,15 +222,11 @@ class RTKParticleGibbs(PathKernel):
         frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
         bound = self._problem.bind(args, kwargs, frame)
         prior = self._spread(key_moment, bound)
-        given, target = self._likelihood_variance, self._target(bound)
-        run = lambda key, c: self._sweep(key, None, target, self._plan(prior, c))
-        if self.has_likelihood and given is None:
-            variance = choose_variance(key_variance, run)
-        else:
-            variance = jnp.asarray(1.0 if given is None else given, frame.origin.dtype)
-        plan, zero = self._plan(prior, variance), jnp.zeros((), frame.origin.dtype)
+        target = self._target(bound)
+        sharpness = self._sharpness(key_variance, prior, target)
+        plan, zero = self._plan(prior, sharpness), jnp.zeros((), frame.origin.dtype)
         adapt = ParticleAdaptState(
-            likelihood_variance=variance,
+            likelihood_variance=sharpness.variance,
             times=plan.levels.time,
             law_gap=zero if self._problem.has_energy else law_gap(prior, plan),
             frame=frame,
@@ -233,12 +234,36 @@ class RTKParticleGibbs(PathKernel):
         )
         return adapt, plan, bound
 
+    def _sharpness(
+        self, key: jax.Array, prior: PriorSpread, target: Target
+    ) -> Sharpness:
+        """What particles look ahead by: the option's c, or the best that can be found."""
+        dim, dtype = self._problem.dim, prior.times.dtype
+        dense, given = self._is_dense(dim), self._likelihood_variance
+        even = partial(even_sharpness, dim=dim, dense=dense)
+        if target.likelihood is None or given is not None:
+            return even(jnp.asarray(1.0 if given is None else given, dtype))
+        run = lambda key, sharpness: self._sweep(
+            key, None, target, self._plan(prior, sharpness)
+        )
+        curved = partial(
+            sharpness_at,
+            target.likelihood,
+            dense=dense,
+            forward_mode=self._problem.forward_mode,
+        )
+        try:
+            jax.eval_shape(curved, jax.ShapeDtypeStruct((1, dim), dtype))
+        except Exception:  # whatever a function of the user's may raise without one
+            curved = None
+        return choose_sharpness(key, run, dim, even, curved)
+
     def _is_dense(self, dim: int) -> bool:
         return dim <= _LARGEST_DENSE if self._dense is None else self._dense
 
     def _calibrated(self, dim: int) -> tuple[jax.Array, int]:
         """Levels that the prior is measured on, and particles."""
-        num_particles = max(_NUM_CALIBRATE, self._is_dense(dim) * _PER_DIMENSION * dim)
+        num_particles = _NUM_CALIBRATE + self._is_dense(dim) * _PER_DIMENSION * dim
         return refined_to(self._times, _LEVELS_CALIBRATED), num_particles
 
     def _spread(self, key: jax.Array, bound: Bound) -> PriorSpread:
@@ -246,7 +271,7 @@ class RTKParticleGibbs(PathKernel):
         dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
         dense = self._is_dense(dim)
         times, num_particles = self._calibrated(dim)
-        moment = paths.calibrate(
+        moment, draws = paths.calibrate(
             key, bound.base, times, dim, num_particles, dense=dense
         )
         # the reference of ordinary sites is a standard normal, drawn without any error
@@ -254,7 +279,8 @@ class RTKParticleGibbs(PathKernel):
         one = jnp.eye(dim, dtype=moment.dtype) if dense else jnp.ones_like(moment[0])
         exact = is_ordinary[:, None] | is_ordinary if dense else is_ordinary
         moment = jnp.where(exact, one, moment)
-        return PriorSpread.of(times, moment)
+        covariance = jnp.where(exact, one, covariance_of(draws, dense))
+        return PriorSpread.of(times, moment, covariance)
 
     def _init_one(self, key, init_params, args, kwargs, adapt, plan, bound: Bound):
         key, key_path, key_up = jr.split(key, 3)
@@ -286,10 +312,10 @@ class RTKParticleGibbs(PathKernel):
         )
         return state, has_start & jnp.isfinite(log_density)
 
-    def _plan(self, prior: PriorSpread, variance: jax.Array) -> ParticlePlan:
+    def _plan(self, prior: PriorSpread, sharpness: Sharpness) -> ParticlePlan:
         follows = self._follows_likelihood and self.has_likelihood
         times = jnp.asarray(self._times, prior.times.dtype)
-        return plan_at(prior, times, variance, follows_likelihood=follows)
+        return plan_at(prior, times, sharpness, follows_likelihood=follows)
 
     def _target(self, bound: Bound) -> Target:
         likelihood = bound.log_likelihood

@@ -249,7 +249,9 @@ class RTKReplicaExchange(ExchangeReader):
         key_prior, key_moment, key_down = jr.split(key, 3)
         frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
         bound = self._problem.bind(args, kwargs, frame)
-        moment = paths.calibrate(key_moment, bound.base, self._times, self._problem.dim)
+        moment, _ = paths.calibrate(
+            key_moment, bound.base, self._times, self._problem.dim
+        )
         prior = PriorCurvature(jnp.asarray(self._times, moment.dtype), moment)
         return first_adaptation(
             key_down,

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from numpyro_rtk.core.covariance import inverse_rooted
-from numpyro_rtk.core.particles import ParticlePlan, Sweep, particle_plan
+from numpyro_rtk.core.particles import ParticlePlan, Sweep, particle_plan, segments_of
 from numpyro_rtk.core.resampling import without_lost
-from numpyro_rtk.core.segment import Segment, segment_between
+from numpyro_rtk.core.segment import Segment
+from numpyro_rtk.core.twist import Sharpness
 from numpyro_rtk.core.warmup.adapt import Frame, Moments
 from numpyro_rtk.noise import (
     noise_to_signal,
     noise_variance,
     refined,
+    signal,
     time_from_noise_to_signal,
 )
 
@@ -32,61 +33,102 @@ __all__ = [
     "ParticleAdapt",
     "PriorSpread",
     "RunOf",
-    "choose_variance",
+    "choose_sharpness",
     "first_path",
     "law_gap",
     "plan_at",
 ]
 
-# Values of c, on the standardised scale, and runs down for each; runs that a chain's first
-# path is taken from.
-_VARIANCES, _NUM_TRIALS = np.geomspace(1e-6, 1.0, 13), 8
+# Values of c, on the standardised scale, and runs down for each and for the curvature; runs
+# that a chain's first path is taken from. The log evidence that a lost run counts with
+# where the best trial is looked for.
+_VARIANCES, _NUM_TRIALS, _LOST = np.geomspace(1e-6, 1.0, 7), 8, -1e6
 NUM_RUNS = 4
-NUM_CHOICE_RUNS = _NUM_TRIALS * len(_VARIANCES)
+NUM_CHOICE_RUNS = _NUM_TRIALS * (len(_VARIANCES) + 1)
 # Nats of mean log evidence that a smaller c may cost.
 _AS_GOOD = 0.25
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation; and one
 # level in so many is spent on noise below the first one's.
 _PART_OF_NOISE, _FINE = 0.3, 5
+# Of a mean product of scores, as known from a thousand of them.
+_MOMENT_ERROR, _SMALLEST_VARIANCE = 0.03, 1e-12
 
-RunOf = Callable[[jax.Array, jax.Array], Sweep]
-"""``(key, c) -> Sweep``: one plain run down."""
+RunOf = Callable[[jax.Array, Sharpness], Sweep]
+"""``(key, sharpness) -> Sweep``: one plain run down."""
 
 
 class PriorSpread(NamedTuple):
-    """What the reverse kernels' covariances are measured by.
+    r"""How uncertain the clean value is at a level: the mean of its covariance.
 
-    Inverses of mean products of the noised prior's scores. They are linear in the noise's
-    variance for a Gaussian, and nearly so for others: between levels far apart, what is
-    linear in the products themselves would make reverse kernels too narrow.
+    ``C = C_G^{1/2} P C_G^{1/2}`` with ``C_G`` that of a Gaussian with the prior's
+    covariance S, which is the error of the best linear prediction, and so P between 0 and
+    1. It is 1 at all levels of a Gaussian, and changes slowly for others.
 
     Attributes:
         times: ``(n,)``.
-        inverse: of ``E[score**2]``, ``(n, dim)``, or of ``E[s s^T]``, ``(n, dim, dim)``.
+        variance: of the prior along its axes, ``(dim,)``.
+        axes: the eigenvectors of S, ``(dim, dim)``; None: those of the coordinates.
+        part: P along the axes, ``(n, dim, dim)``, or its diagonal ``(n, dim)``.
     """
 
     times: jax.Array
-    inverse: jax.Array
+    variance: jax.Array
+    axes: jax.Array | None
+    part: jax.Array
 
     @classmethod
-    def of(cls, times: jax.Array, second_moment: jax.Array) -> "PriorSpread":
-        """From the mean products at the times, ``(n, dim)`` or ``(n, dim, dim)``."""
-        return cls(jnp.asarray(times, second_moment.dtype), _inverse(second_moment))
+    def of(
+        cls, times: jax.Array, second_moment: jax.Array, covariance: jax.Array
+    ) -> "PriorSpread":
+        """From what was measured: ``C = s**2 / a**2 (I - s**2 E[score score^T])``.
 
-    def second_moment(self, times: jax.Array) -> jax.Array:
-        """The mean products between the times, ``(m, dim)`` or ``(m, dim, dim)``."""
+        Near the top that is a small difference of an estimate, and P taken for 1.
+
+        Args:
+            times: ``(n,)``.
+            second_moment: mean products of the noised prior's scores, ``(n, dim)``, or
+                ``(n, dim, dim)``.
+            covariance: S, ``(dim,)`` or ``(dim, dim)``.
+        """
+        times = jnp.asarray(times, second_moment.dtype)
+        axes = None
+        if covariance.ndim == 2:
+            covariance, axes = jnp.linalg.eigh(covariance)
+        variance = jnp.maximum(covariance, _SMALLEST_VARIANCE)
+        levels = (signal(times), noise_variance(times), second_moment)
+        one = lambda level: _measured_part(variance, axes, *level)
+        return cls(times, variance, axes, jax.lax.map(one, levels))
+
+    def unknown(self, times: jax.Array) -> jax.Array:
+        """C at times ``(m,)``, ``(m, dim)`` or ``(m, dim, dim)``."""
         place = noise_variance(self.times)
         one = lambda row: jnp.interp(noise_variance(times), place, row)
-        rows = self.inverse.reshape(len(self.times), -1)
+        rows = self.part.reshape(len(self.times), -1)
         flat = jax.vmap(one, in_axes=1, out_axes=1)(rows)
-        return _inverse(flat.reshape(len(times), *self.inverse.shape[1:]))
+        part = flat.reshape(len(times), *self.part.shape[1:])
+        a, s2 = signal(times)[:, None], noise_variance(times)[:, None]
+        gaussian = _gaussian(self.variance[None], a, s2)
+        if self.axes is None:
+            return part * gaussian
+        root = self.axes[None] * jnp.sqrt(gaussian)[:, None]
+        return root @ part @ jnp.swapaxes(root, -1, -2)
 
 
-def _inverse(matrices: jax.Array) -> jax.Array:
-    root = inverse_rooted(matrices)
-    if matrices.ndim == 2:
-        return jnp.square(root)
-    return root @ jnp.swapaxes(root, -1, -2)
+def _gaussian(variance, a, s2):
+    return s2 * variance / (s2 + jnp.square(a) * variance)
+
+
+def _measured_part(variance, axes, a, s2, second_moment: jax.Array) -> jax.Array:
+    known = jnp.square(a) / (jnp.square(a) + _MOMENT_ERROR**2 / jnp.square(a))
+    # C_M by C_G, with a division that holds at no noise too
+    root = jnp.sqrt((s2 + jnp.square(a) * variance) / variance) / a
+    if axes is None:
+        part = jnp.square(root) * (1.0 - s2 * second_moment)
+        return known * jnp.clip(part, 0.0, 1.0) + 1.0 - known
+    root, eye = axes * root[None], jnp.eye(len(variance), dtype=variance.dtype)
+    part, turned = jnp.linalg.eigh(root.T @ (eye - s2 * second_moment) @ root)
+    part = known * jnp.clip(part, 0.0, 1.0) + 1.0 - known
+    return (turned * part[None]) @ turned.T
 
 
 class ParticleAdapt(NamedTuple):
@@ -110,7 +152,7 @@ class ParticleAdapt(NamedTuple):
 def plan_at(
     prior: PriorSpread,
     times: jax.Array,
-    likelihood_variance: jax.Array,
+    sharpness: Sharpness,
     *,
     follows_likelihood: bool,
 ) -> ParticlePlan:
@@ -119,14 +161,14 @@ def plan_at(
     Args:
         prior: what the reverse kernels' covariances are measured by.
         times: the ladder, ``(K + 1,)``.
-        likelihood_variance: c.
+        sharpness: see :class:`Sharpness`.
         follows_likelihood: whether a part of the levels is spent on smaller noise where
             the likelihood is more precise than the ladder's first level.
     """
     num_fine = (len(times) - 1) // _FINE
     if follows_likelihood and num_fine:
         noise = noise_to_signal(times[1:])
-        smallest = _PART_OF_NOISE * jnp.sqrt(likelihood_variance)
+        smallest = _PART_OF_NOISE * jnp.sqrt(sharpness.variance)
         # the rest keeps the ladder's shape: levels far apart would spoil the law of draws
         place = jnp.linspace(0.0, len(noise) - 1.0, len(noise) - num_fine)
         coarse = jnp.interp(place, jnp.arange(len(noise)), jnp.log(noise))
@@ -135,7 +177,7 @@ def plan_at(
         finer = time_from_noise_to_signal(jnp.exp(jnp.concatenate([fine, coarse])))
         finer = jnp.concatenate([times[:1], finer[:-1], times[-1:]])
         times = jnp.where(smallest < noise[0], finer, times)
-    return particle_plan(times, prior.second_moment(times), likelihood_variance)
+    return particle_plan(times, prior.unknown(times), sharpness)
 
 
 def law_gap(prior: PriorSpread, plan: ParticlePlan) -> jax.Array:
@@ -155,7 +197,7 @@ def law_gap(prior: PriorSpread, plan: ParticlePlan) -> jax.Array:
         plan: of the ladder.
     """
     finer = refined(refined(plan.levels.time))
-    quarters = segment_between(finer[:-1], finer[1:], prior.second_moment(finer[1:]))
+    quarters = segments_of(finer, prior.unknown(finer))
     return 16.0 / 15.0 * (_loss(plan.segments) - _loss(quarters))
 
 
@@ -165,20 +207,63 @@ def _loss(segments: Segment) -> jax.Array:
     return jnp.sum(segments.log_det - 0.5 * dim * jnp.log(widest))
 
 
-def choose_variance(key: jax.Array, run: RunOf) -> jax.Array:
-    """The c.
+class Ends(NamedTuple):
+    """Where the runs of one trial have ended.
+
+    Attributes:
+        position: ``(n, dim)``; the prior's mean for one that was lost.
+        log_evidence: mean over the runs, a scalar.
+    """
+
+    position: jax.Array
+    log_evidence: jax.Array
+
+
+def choose_sharpness(
+    key: jax.Array,
+    run: RunOf,
+    dim: int,
+    even: Callable[[jax.Array], Sharpness],
+    sharpness_at: Callable[[jax.Array], Sharpness] | None,
+) -> Sharpness:
+    """What twists take the likelihood for.
+
+    At first alike in all directions, by decades of c; then with its curvature where the
+    best of these runs have ended, which is taken where it is about as good as any. Else it
+    is the smallest such c.
 
     Args:
         key: PRNG key.
         run: see :data:`RunOf`.
+        dim: of a position.
+        even: the sharpness of c.
+        sharpness_at: that of the likelihood, from positions ``(n, dim)``; None: it has no
+            second derivative.
     """
-    keys = jr.split(key, _NUM_TRIALS)
-    grid = jnp.asarray(_VARIANCES, jnp.result_type(float))
-    log_evidence = jax.lax.map(lambda c: _runs(keys, lambda key: run(key, c))[1], grid)
-    # of all runs, so that a c whose every run was lost does not look good
+    keys, dtype = jr.split(key, _NUM_TRIALS), jnp.result_type(float)
+    grid, num_even = jnp.asarray(_VARIANCES, dtype), len(_VARIANCES)
+    curved = sharpness_at or (lambda position: even(grid[0]))
+
+    def trial(best: Ends, i):
+        by_c = lambda: even(grid[jnp.minimum(i, num_even - 1)])
+        sharpness = jax.lax.cond(i < num_even, by_c, lambda: curved(best.position))
+        paths, log_evidence = _runs(keys, lambda key: run(key, sharpness))
+        ends = jnp.where(jnp.isfinite(paths[:, 0]), paths[:, 0], 0.0)
+        here = Ends(ends, jnp.mean(jnp.maximum(log_evidence, _LOST)))
+        better = here.log_evidence > best.log_evidence
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), here, best)
+        return best, (log_evidence, sharpness)
+
+    first = Ends(jnp.zeros((_NUM_TRIALS, dim), dtype), jnp.asarray(-jnp.inf, dtype))
+    trials = jnp.arange(num_even + (sharpness_at is not None))
+    _, (log_evidence, tried) = jax.lax.scan(trial, first, trials)
+    # of all runs, so that one whose every run was lost does not look good
     counted = without_lost(jnp.ravel(log_evidence)).reshape(log_evidence.shape)
     mean = jnp.mean(counted, axis=1)
-    return grid[jnp.argmax(mean >= jnp.max(mean) - _AS_GOOD)]
+    is_good = mean >= jnp.max(mean) - _AS_GOOD
+    is_curved = is_good & ~tried.is_even
+    chosen = jnp.argmax(jnp.where(jnp.any(is_curved), is_curved, is_good))
+    return jax.tree.map(lambda leaf: leaf[chosen], tried)
 
 
 def first_path(
