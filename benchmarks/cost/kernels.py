@@ -8,7 +8,7 @@ vectorised) over that of the same number of bare, batched, jitted network evalua
 density and score together) in one ``lax.scan``, at the batch sizes that the kernel uses.
 Both are timed in turns, so that a busy machine slows both; printed are the ratio of the
 shortest times and the median of the ratios of neighbours. ``RTKMALA`` has 64 chains
-unless ``--chains`` says else, ``RTKReplicaExchange`` 16.
+unless ``--chains`` says else, ``RTKReplicaExchange`` 16, ``RTKParticleGibbs`` 4.
 """
 
 import argparse
@@ -113,6 +113,10 @@ def measure(table: Table, dim: int, args) -> None:
         width = kernel.num_levels
         return [(args.exchange_chains * width, evals * draws // width)]
 
+    def particles(kernel, evals):  # all chains' particles are, at one level
+        width = kernel.num_particles
+        return [(args.particle_chains * width, evals * draws // width)]
+
     y = jnp.zeros(dim // 4)
     report("RTKMALA(score=...)", rtk.RTKMALA(score=density), chains, annealed)
     kernel = rtk.RTKMALA(model, num_candidates=args.candidates)
@@ -121,6 +125,8 @@ def measure(table: Table, dim: int, args) -> None:
     exchange = rtk.RTKReplicaExchange
     report("RTKReplicaExchange(score=...)", exchange(score=density), few, levels)
     report("RTKReplicaExchange(model)", exchange(model), few, levels, y)
+    kernel = rtk.RTKParticleGibbs(model)
+    report("RTKParticleGibbs(model)", kernel, args.particle_chains, particles, y)
 
 
 def main():
@@ -130,6 +136,7 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--chains", type=int, default=64)
     parser.add_argument("--exchange-chains", type=int, default=16)
+    parser.add_argument("--particle-chains", type=int, default=4)
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=15)

@@ -14,7 +14,8 @@ __all__ = ["covariance_of", "mean_product", "mean_square"]
 # A score counts up to so many times what one in twenty exceeds. That is far above usual:
 # where a density is flat but for its edges, most scores are 0.
 _WILD, _SMALLEST_LIMIT = 3.0, 1e-3
-_USUAL_QUANTILE = 0.95
+# As known from so many: to sort more of them takes longer than all the rest.
+_USUAL_QUANTILE, _NUM_USUAL = 0.95, 1024
 
 
 def mean_square(scores: jax.Array) -> jax.Array:
@@ -49,6 +50,7 @@ def _tamed(scores: jax.Array) -> jax.Array:
     """Without the few wild ones, and NaN for those that are not finite."""
     # a trajectory that a learned score has lost does not count
     scores = jnp.where(jnp.isfinite(scores), scores, jnp.nan)
-    usual = jnp.nanquantile(jnp.abs(scores), _USUAL_QUANTILE, axis=0, keepdims=True)
+    some = jnp.abs(scores[:_NUM_USUAL])
+    usual = jnp.nanquantile(some, _USUAL_QUANTILE, axis=0, keepdims=True)
     limit = _WILD * usual + _SMALLEST_LIMIT
     return jnp.clip(scores, -limit, limit)

@@ -32,42 +32,25 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_rtk.core.annealed import log_reference
-from numpyro_rtk.core.covariance import like
+from numpyro_rtk.core.covariance import stretch
 from numpyro_rtk.core.inner import draw_numbers
+from numpyro_rtk.core.particle_plan import Levels, ParticlePlan
 from numpyro_rtk.core.resampling import sample_size
 from numpyro_rtk.core.segment import (
     Evaluation,
     Segment,
     log_noising,
     log_proposal,
-    noising_between,
+    proposal_mean,
     sample_noising,
-    sample_proposal,
 )
-from numpyro_rtk.core.twist import (
-    LikelihoodFn,
-    Sharpness,
-    Twist,
-    look_ahead,
-    narrowed,
-    twist_of,
-)
-from numpyro_rtk.noise import noise_variance, signal
+from numpyro_rtk.core.twist import LikelihoodFn, look_ahead
 
-__all__ = [
-    "Levels",
-    "ParticlePlan",
-    "Sweep",
-    "SweepNoise",
-    "Target",
-    "noised",
-    "particle_plan",
-    "sweep",
-]
+__all__ = ["Sweep", "SweepNoise", "Target", "noised", "sweep"]
 
 # Particles are resampled where their effective number has fallen below this part.
 _RESAMPLED = 0.5
-_TINY = 1e-30
+_LOG_2PI = 1.8378770664093453
 
 
 class Target(NamedTuple):
@@ -82,94 +65,6 @@ class Target(NamedTuple):
     base: Callable[[jax.Array, jax.Array], Evaluation]
     likelihood: LikelihoodFn | None
     has_energy: bool
-
-
-class Levels(NamedTuple):
-    """The levels of a ladder, level 0 first; one slice is one level.
-
-    Attributes:
-        time: OU time, ``(K + 1,)``.
-        signal: ``a_k``, ``(K + 1,)``.
-        noise_variance: ``s_k ** 2``, ``(K + 1,)``.
-        twist: how particles look ahead.
-    """
-
-    time: jax.Array
-    signal: jax.Array
-    noise_variance: jax.Array
-    twist: Twist
-
-
-class ParticlePlan(NamedTuple):
-    """Levels, and segments between them; arrays, so that adapting costs no retrace.
-
-    Attributes:
-        levels: see :class:`Levels`.
-        segments: the network's reverse kernels, diagonal or dense; leading axis K, lowest
-            first.
-        proposals: what particles are drawn from, as narrow as their twist makes them.
-    """
-
-    levels: Levels
-    segments: Segment
-    proposals: Segment
-
-
-def particle_plan(
-    times: jax.Array, unknown: jax.Array, sharpness: Sharpness
-) -> ParticlePlan:
-    """The plan of a ladder.
-
-    Args:
-        times: ``(K + 1,)``.
-        unknown: mean covariance of the clean value at them, ``(K + 1, dim, dim)``, or its
-            diagonal, ``(K + 1, dim)``.
-        sharpness: of the likelihood, on the standardised scale.
-    """
-    t = jnp.asarray(times, unknown.dtype)
-    a, s2 = signal(t), noise_variance(t)
-    # the mean derivative of Tweedie's mean by the position; at level 0 they are the same
-    slope = like(a / jnp.maximum(s2, _TINY), unknown) * unknown
-    one = jnp.ones(unknown.shape[-1], unknown.dtype)
-    slope = slope.at[0].set(one if unknown.ndim == 2 else jnp.diag(one))
-    twist = twist_of(slope, unknown, sharpness)
-    segments = segments_of(t, unknown)
-    lower = jax.tree.map(lambda leaf: leaf[:-1], twist)
-    return ParticlePlan(
-        levels=Levels(time=t, signal=a, noise_variance=s2, twist=twist),
-        segments=segments,
-        proposals=narrowed(segments, lower, sharpness.is_even),
-    )
-
-
-def segments_of(times: jax.Array, unknown: jax.Array) -> Segment:
-    """The network's reverse kernels, leading axis K.
-
-    Of a clean value that is known a lower state varies as a bridge does between it and the
-    upper one; of one that is not, by that much more.
-
-    Args:
-        times: ``(K + 1,)``.
-        unknown: see :func:`particle_plan`.
-    """
-    a, v = noising_between(times[:-1], times[1:])
-    s2 = noise_variance(times[:-1])
-    total = jnp.square(a) * s2 + v
-    bridge, share = s2 * v / total, signal(times[:-1]) * v / total
-    if unknown.ndim == 2:
-        variance = bridge[:, None] + jnp.square(share)[:, None] * unknown[1:]
-        root = jnp.sqrt(variance)
-        inverse = 1.0 / root
-        log_det = jnp.sum(jnp.log(root), axis=1)
-    else:
-        spread, axes = jax.lax.map(jnp.linalg.eigh, unknown[1:])
-        spread = jnp.maximum(spread, 0.0)
-        variance = bridge[:, None] + jnp.square(share)[:, None] * spread
-        root = axes * jnp.sqrt(variance)[:, None]
-        inverse = jnp.swapaxes(axes / jnp.sqrt(variance)[:, None], -1, -2)
-        log_det = 0.5 * jnp.sum(jnp.log(variance), axis=1)
-    shift = jnp.zeros_like(variance)
-    return Segment(a, v, 1.0 / a, v / a, shift, root, inverse, log_det)
 
 
 class SweepNoise(NamedTuple):
@@ -264,19 +159,28 @@ def sweep(
 
     def down(carry, inputs):
         x, log_weight = carry
-        cross, uniforms, segment, proposal, level, row = inputs
-        score, taken, pull = _weigh(x, target, level)
+        cross, uniforms, segment, lift, narrow, level, row = inputs
+        score, taken, parts = _weigh(x, target, level)
         log_weight = _usable(log_weight + taken)
         here = _Level(x, score, taken, log_weight, sample_size(log_weight))
         chosen = _choose(log_weight, uniforms)
         chosen = chosen.at[0].set(0) if is_kept else chosen
         chosen = jnp.where(here.is_resampled, chosen, everyone)
         log_weight = _after(log_weight, here.is_resampled)
-        x, score, taken, pull = (leaf[chosen] for leaf in (x, score, taken, pull))
-        proposals = jax.vmap(_pulled, in_axes=(None, 0))(proposal, pull)
-        z = keep(jax.vmap(sample_proposal)(proposals, x, score, cross), row)
-        log_weight = log_weight + _transition(segment, target, z, x, score) - taken
-        log_weight = log_weight - jax.vmap(log_proposal)(proposals, z, x, score)
+        x, score, taken, parts = (leaf[chosen] for leaf in (x, score, taken, parts))
+        mean = jax.vmap(proposal_mean, in_axes=(None, 0, 0))(segment, x, score)
+        shift = jax.vmap(stretch, in_axes=(None, 0))(lift, parts)
+        # in units of the reverse kernel's spread
+        step = _proposed(shift, narrow, cross)
+        if is_kept:
+            step = step.at[0].set(stretch(segment.inverse_root, row - mean[0]))
+        z = keep(mean + jax.vmap(stretch, in_axes=(None, 0))(segment.root, step), row)
+        log_weight = log_weight - _log_proposed(shift, narrow, step) - taken
+        if target.has_energy:
+            log_weight = log_weight + _transition(segment, target, z, x, score)
+            log_weight = log_weight + segment.log_det + 0.5 * row.size * _LOG_2PI
+        else:
+            log_weight = log_weight - 0.5 * jnp.sum(jnp.square(step), axis=1)
         return (z, log_weight), here
 
     x = keep(noise.top, path[-1] if is_kept else None)
@@ -285,7 +189,8 @@ def sweep(
         log_weight = log_weight - jax.vmap(log_reference)(x)
     upper = jax.tree.map(lambda leaf: leaf[1:], plan.levels)
     rows = path[:-1] if is_kept else jnp.zeros_like(noise.cross[:, 0])
-    inputs = (noise.cross, noise.resample, plan.segments, plan.proposals, upper, rows)
+    kernels = (plan.segments, plan.lift, plan.narrow)
+    inputs = (noise.cross, noise.resample, *kernels, upper, rows)
     (x, log_weight), above = jax.lax.scan(down, (x, log_weight), inputs, reverse=True)
     log_prior, log_likelihood = _at_bottom(x, target)
     log_weight = _usable(log_weight + log_prior + log_likelihood)
@@ -324,7 +229,7 @@ def _way_back(uniforms, bottom, above: _Level, target, segments) -> jax.Array:
 
 
 def _weigh(x, target: Target, level: Levels):
-    """Scores at particles ``(n, dim)``, the level's own target, the twist's gradient."""
+    """Scores at particles ``(n, dim)``, the level's own target, the twist's parts."""
     prior = jax.vmap(target.base, in_axes=(0, None))(x, level.time)
     taken = prior.log_density if target.has_energy else jnp.zeros(len(x), x.dtype)
     if target.likelihood is None:
@@ -332,8 +237,8 @@ def _weigh(x, target: Target, level: Levels):
     clean = (x + level.noise_variance * prior.score) / level.signal
     value, gradient = jax.vmap(target.likelihood)(clean)
     twisted = jax.vmap(look_ahead, in_axes=(None, 0, 0))
-    twist, pull = twisted(level.twist, value, gradient)
-    return prior.score, taken + twist, pull
+    twist, parts = twisted(level.twist, value, gradient)
+    return prior.score, taken + twist, parts
 
 
 def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
@@ -348,9 +253,15 @@ def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
     return log_prior, log_likelihood
 
 
-def _pulled(proposal: Segment, pull: jax.Array) -> Segment:
-    """One particle's proposal: Tweedie's mean of a score that the twist is added to."""
-    return proposal._replace(shift=proposal.mean_score * pull)
+def _proposed(shift: jax.Array, narrow: jax.Array, noise: jax.Array) -> jax.Array:
+    """Draws of the proposals, from standard normals; all ``(n, dim)``."""
+    return shift + narrow[None] * noise
+
+
+def _log_proposed(shift: jax.Array, narrow: jax.Array, step: jax.Array) -> jax.Array:
+    """Their log densities ``(n,)``, less that of a standard normal's volume."""
+    noise = (step - shift) / narrow[None]
+    return -0.5 * jnp.sum(jnp.square(noise), axis=1) - jnp.sum(jnp.log(narrow))
 
 
 def _transition(segment: Segment, target: Target, z, x, score) -> jax.Array:

@@ -31,7 +31,6 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from numpyro_rtk.core.covariance import diagonal_of, stretch
-from numpyro_rtk.core.segment import Segment
 
 __all__ = [
     "LikelihoodFn",
@@ -39,7 +38,6 @@ __all__ = [
     "Twist",
     "even_sharpness",
     "look_ahead",
-    "narrowed",
     "sharpness_at",
     "twist_of",
 ]
@@ -79,7 +77,8 @@ class Twist(NamedTuple):
         along: takes a gradient of the log likelihood to its parts along the eigenvectors,
             in units of their curvature, ``(dim, dim)``, or ``(dim,)`` where it is diagonal.
         inverse_temperature: ``beta`` of each, ``(dim,)``.
-        back: takes ``beta`` times those parts to a gradient by a level's position.
+        back: takes ``beta`` times those parts to a gradient by the level's position; a
+            root of the twist's curvature there, but for ``sqrt(beta)``.
         peak: p, a scalar.
     """
 
@@ -197,51 +196,10 @@ def _curved(slope, unknown, sharpness: Sharpness) -> Twist:
     return Twist(along, beta, back, peak)
 
 
-def narrowed(segments: Segment, twist: Twist, is_even: jax.Array) -> Segment:
-    """Reverse kernels times the twists of their lower levels, as far as these are curved.
-
-    Of a c that stands for a likelihood they say nothing on the spread, and kernels keep
-    their own.
-
-    Args:
-        segments: with diagonal or dense proposals, leading axis K.
-        twist: of the lower levels, leading axis K.
-        is_even: whether the twist is one of c alone.
-    """
-    narrower = _narrowed if segments.root.ndim == 3 else _narrowed_diagonal
-    root = jnp.sqrt(twist.inverse_temperature)
-    bend = twist.back * (root if twist.back.ndim == 2 else root[:, None])
-    return jax.lax.cond(is_even, lambda: segments, lambda: narrower(segments, bend))
-
-
-def _narrowed_diagonal(segments: Segment, bend: jax.Array) -> Segment:
-    part = jax.lax.rsqrt(1.0 + jnp.square(bend * segments.root))
-    return segments._replace(
-        root=segments.root * part,
-        inverse_root=segments.inverse_root / part,
-        log_det=segments.log_det + jnp.sum(jnp.log(part), axis=1),
-    )
-
-
-def _narrowed(segments: Segment, bend: jax.Array) -> Segment:
-    def one(inputs):
-        segment, bend = inputs
-        seen = segment.root.T @ bend
-        precision, axes = jnp.linalg.eigh(seen @ seen.T)
-        part = jax.lax.rsqrt(1.0 + jnp.maximum(precision, 0.0))
-        return segment._replace(
-            root=(segment.root @ axes) * part[None],
-            inverse_root=(axes / part[None]).T @ segment.inverse_root,
-            log_det=segment.log_det + jnp.sum(jnp.log(part)),
-        )
-
-    return jax.lax.map(one, (segments, bend))
-
-
 def look_ahead(
     twist: Twist, value: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The log twist of one level at one position, and its gradient ``(dim,)``, about.
+    """The log twist of one level at one position, and ``beta`` times its parts ``(dim,)``.
 
     Args:
         twist: of the level.
@@ -256,4 +214,4 @@ def look_ahead(
     mean = jnp.where(total > _TINY, mean, jnp.max(beta))
     log_twist = twist.peak + mean * (value - twist.peak)
     log_twist = jnp.where(jnp.isfinite(log_twist), log_twist, _LEAST_TWIST)
-    return log_twist, stretch(twist.back, beta * parts)
+    return log_twist, beta * parts

@@ -90,8 +90,8 @@ def diagnose_particles(mcmc: Any) -> ParticleDiagnosis:
             f"{100 * diverging:.0f} % of the draws have no density: the likelihood is NaN "
             "or -inf where the learned prior is."
         )
-    limit = _limit(kernel, found.law_gap)
-    return found._replace(problems=tuple(problems), limits=(limit,))
+    limits = _limits(kernel, found.law_gap)
+    return found._replace(problems=tuple(problems), limits=limits)
 
 
 def _says_stays(found: ParticleDiagnosis) -> str | None:
@@ -139,16 +139,18 @@ def _says_coarse(found: ParticleDiagnosis) -> str | None:
     )
 
 
-def _limit(kernel: Any, law_gap: float) -> str:
-    if not kernel.has_energy:
-        return (
-            "With a score alone the prior is what the network draws in "
-            f"{kernel.num_levels} Gaussian steps: some {law_gap:.2g} nats (Kullback-"
-            "Leibler) from what it draws in very many, which is "
-            "the data's law as far as its scores are right. Run again with twice the "
-            "`num_levels`, and see whether results move."
-        )
-    return (
+def _limits(kernel: Any, law_gap: float) -> tuple[str, ...]:
+    narrow = (
         "Not excluded: modes far narrower than those found, which particles lose on the "
-        "way down. `rtk.check_modes(mcmc)` looks again, with more."
+        "way down."
     )
+    if kernel.has_energy:
+        return (f"{narrow} `rtk.check_modes(mcmc)` looks again, with more.",)
+    law = (
+        "With a score alone the prior is what the network draws in "
+        f"{kernel.num_levels} Gaussian steps: some {law_gap:.2g} nats (Kullback-"
+        "Leibler) from what it draws in very many, which is "
+        "the data's law as far as its scores are right. Run again with twice the "
+        "`num_levels`, and see whether results move."
+    )
+    return law, f"{narrow} Run again with four times the `num_particles`."

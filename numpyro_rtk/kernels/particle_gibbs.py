@@ -15,8 +15,8 @@ from numpyro_rtk import paths
 from numpyro_rtk._checks import check_positive, check_positive_int
 from numpyro_rtk.core.curvature import covariance_of
 from numpyro_rtk.core.inner import accept
+from numpyro_rtk.core.particle_plan import ParticlePlan
 from numpyro_rtk.core.particles import (
-    ParticlePlan,
     Sweep,
     SweepNoise,
     Target,
@@ -28,12 +28,12 @@ from numpyro_rtk.core.warmup.adapt import Frame, followed, no_draws
 from numpyro_rtk.core.warmup.particles import (
     NUM_CHOICE_RUNS,
     NUM_RUNS,
-    PriorSpread,
     choose_sharpness,
     first_path,
     law_gap,
     plan_at,
 )
+from numpyro_rtk.core.warmup.prior_spread import PriorSpread
 from numpyro_rtk.density import value_and_grad
 from numpyro_rtk.kernels.base import PathKernel
 from numpyro_rtk.kernels.particle_state import ParticleAdaptState, ParticleState

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from numpyro_rtk.core.particles import ParticlePlan
+from numpyro_rtk.core.particle_plan import ParticlePlan
 from numpyro_rtk.core.warmup.particles import ParticleAdapt
 from numpyro_rtk.kernels.state import lists_its_fields
 

@@ -15,16 +15,17 @@ from numpyro_rtk import paths
 from numpyro_rtk.core import particles as module
 from numpyro_rtk.core.annealed import log_reference
 from numpyro_rtk.core.curvature import covariance_of
+from numpyro_rtk.core.particle_plan import particle_plan
 from numpyro_rtk.core.particles import (
     SweepNoise,
     Target,
     noised,
-    particle_plan,
     sweep,
 )
 from numpyro_rtk.core.segment import log_noising, log_proposal
 from numpyro_rtk.core.twist import Sharpness, even_sharpness
-from numpyro_rtk.core.warmup.particles import PriorSpread, law_gap
+from numpyro_rtk.core.warmup.particles import law_gap
+from numpyro_rtk.core.warmup.prior_spread import PriorSpread
 from numpyro_rtk.density import standardised
 from numpyro_rtk.noise import angle_ladder, log_snr_ladder, refined_to
 from tests.oracles import Mixture, assert_mean, summaries, z_score
@@ -148,12 +149,12 @@ def test_paths_of_the_target_stay_so(has_energy, curved, key):
 
 def _no_density_of_the_proposal(patch):
     """As if particles came by a proposal that is wider than they do."""
-    right = module.sample_proposal
+    right = module._proposed
 
-    def narrower(segment, *others):
-        return right(segment._replace(root=0.7 * segment.root), *others)
+    def narrower(shift, narrow, noise):
+        return right(shift, narrow, 0.7 * noise)
 
-    patch.setattr(module, "sample_proposal", narrower)
+    patch.setattr(module, "_proposed", narrower)
 
 
 def _no_likelihood(patch):

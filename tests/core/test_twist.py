@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from numpyro_rtk.core.particles import SweepNoise, Target, particle_plan, sweep
+from numpyro_rtk.core.particle_plan import particle_plan
+from numpyro_rtk.core.particles import SweepNoise, Target, sweep
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.twist import (
     even_sharpness,
@@ -14,7 +15,7 @@ from numpyro_rtk.core.twist import (
     sharpness_at,
     twist_of,
 )
-from numpyro_rtk.core.warmup.particles import PriorSpread
+from numpyro_rtk.core.warmup.prior_spread import PriorSpread
 from numpyro_rtk.noise import angle_ladder, noise_variance, signal
 
 DESIGN = np.array([[1.0, 0.4, -0.3], [0.2, -1.0, 0.5]])
@@ -64,7 +65,8 @@ def test_a_gaussians_twist_is_its_convolution(forward_mode):
         float(value) - exact(x) for (value, _), x in zip(found, points, strict=True)
     ]
     np.testing.assert_allclose(offsets, offsets[0], atol=2e-3)
-    for (_, gradient), x in zip(found, points, strict=True):
+    for (_, parts), x in zip(found, points, strict=True):
+        gradient = twist.back @ parts
         expected = DESIGN.T @ np.linalg.solve(total, DATA - DESIGN @ x)
         np.testing.assert_allclose(gradient, expected, rtol=2e-3, atol=2e-3)
 
@@ -99,9 +101,9 @@ def test_of_any_likelihood_it_is_between_that_and_its_peak(log_likelihood, key):
     twist = twist_at(sharpness, 0.2 * np.eye(2))
     points = 3.0 * jax.random.normal(key, (500, 2))
     value, gradient = jax.vmap(jax.value_and_grad(log_likelihood))(points)
-    found, pull = jax.vmap(look_ahead, (None, 0, 0))(twist, value, gradient)
+    found, parts = jax.vmap(look_ahead, (None, 0, 0))(twist, value, gradient)
     assert np.all(np.isfinite(found))
-    assert np.all(np.isfinite(pull))
+    assert np.all(np.isfinite(parts))
     alive = np.isfinite(value)
     low, high = np.sort([value, np.full_like(value, sharpness.peak)], axis=0)
     slack = 1e-3 * (1.0 + np.abs(low))
@@ -113,9 +115,9 @@ def test_even_twists_temper_by_the_mean_variance():
     """c / (c + mean of the variances), whatever the gradient."""
     sharpness = even_sharpness(jnp.asarray(0.5), 2, dense=True)
     twist = twist_at(sharpness, [[0.3, 0.1], [0.1, 0.7]])
-    value, pull = look_ahead(twist, jnp.asarray(-3.0), jnp.array([1.0, 2.0]))
+    value, parts = look_ahead(twist, jnp.asarray(-3.0), jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(value, -1.5, rtol=1e-6)
-    np.testing.assert_allclose(pull, [0.5, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(twist.back @ parts, [0.5, 1.0], rtol=1e-6)
 
 
 def plan_of(sharpness, num_levels=8):

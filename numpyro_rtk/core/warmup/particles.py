@@ -1,9 +1,12 @@
-"""Warm-up of particle Gibbs: the twist's constant c, where the path starts, the frame.
+"""Warm-up of particle Gibbs: how particles look ahead, where the path starts, the frame.
 
-With c too large particles follow the likelihood of blurred guesses, and a narrow mode is
-left for a wide one before it can be seen: nothing that comes down says so. With c too small
-they come down blind. Both make the estimate of the evidence vary, and a mode that is missed
-makes it small; so the *smallest* c is taken at which it is about as large as at any.
+The likelihood's curvature says how, where it is about the same everywhere; else one number
+c, a variance of the likelihood in all directions. With c too large particles follow the
+likelihood of blurred guesses, and a narrow mode is left for a wide one before it can be
+seen: nothing that comes down says so. With c too small they come down blind. Both make the
+estimate of the evidence vary, and a mode that is missed makes it small; so the *smallest* c
+is taken at which it is about as large as at any; and the curvature only where with it the
+evidence is as large.
 """
 
 from collections.abc import Callable
@@ -14,16 +17,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from numpyro_rtk.core.particles import ParticlePlan, Sweep, particle_plan, segments_of
+from numpyro_rtk.core.particle_plan import ParticlePlan, particle_plan, segments_of
+from numpyro_rtk.core.particles import Sweep
 from numpyro_rtk.core.resampling import without_lost
 from numpyro_rtk.core.segment import Segment
 from numpyro_rtk.core.twist import Sharpness
 from numpyro_rtk.core.warmup.adapt import Frame, Moments
+from numpyro_rtk.core.warmup.prior_spread import PriorSpread
 from numpyro_rtk.noise import (
     noise_to_signal,
-    noise_variance,
     refined,
-    signal,
     time_from_noise_to_signal,
 )
 
@@ -31,7 +34,6 @@ __all__ = [
     "NUM_CHOICE_RUNS",
     "NUM_RUNS",
     "ParticleAdapt",
-    "PriorSpread",
     "RunOf",
     "choose_sharpness",
     "first_path",
@@ -50,85 +52,9 @@ _AS_GOOD = 0.25
 # The smallest noise of a ladder, as a part of the likelihood's standard deviation; and one
 # level in so many is spent on noise below the first one's.
 _PART_OF_NOISE, _FINE = 0.3, 5
-# Of a mean product of scores, as known from a thousand of them.
-_MOMENT_ERROR, _SMALLEST_VARIANCE = 0.03, 1e-12
 
 RunOf = Callable[[jax.Array, Sharpness], Sweep]
 """``(key, sharpness) -> Sweep``: one plain run down."""
-
-
-class PriorSpread(NamedTuple):
-    r"""How uncertain the clean value is at a level: the mean of its covariance.
-
-    ``C = C_G^{1/2} P C_G^{1/2}`` with ``C_G`` that of a Gaussian with the prior's
-    covariance S, which is the error of the best linear prediction, and so P between 0 and
-    1. It is 1 at all levels of a Gaussian, and changes slowly for others.
-
-    Attributes:
-        times: ``(n,)``.
-        variance: of the prior along its axes, ``(dim,)``.
-        axes: the eigenvectors of S, ``(dim, dim)``; None: those of the coordinates.
-        part: P along the axes, ``(n, dim, dim)``, or its diagonal ``(n, dim)``.
-    """
-
-    times: jax.Array
-    variance: jax.Array
-    axes: jax.Array | None
-    part: jax.Array
-
-    @classmethod
-    def of(
-        cls, times: jax.Array, second_moment: jax.Array, covariance: jax.Array
-    ) -> "PriorSpread":
-        """From what was measured: ``C = s**2 / a**2 (I - s**2 E[score score^T])``.
-
-        Near the top that is a small difference of an estimate, and P taken for 1.
-
-        Args:
-            times: ``(n,)``.
-            second_moment: mean products of the noised prior's scores, ``(n, dim)``, or
-                ``(n, dim, dim)``.
-            covariance: S, ``(dim,)`` or ``(dim, dim)``.
-        """
-        times = jnp.asarray(times, second_moment.dtype)
-        axes = None
-        if covariance.ndim == 2:
-            covariance, axes = jnp.linalg.eigh(covariance)
-        variance = jnp.maximum(covariance, _SMALLEST_VARIANCE)
-        levels = (signal(times), noise_variance(times), second_moment)
-        one = lambda level: _measured_part(variance, axes, *level)
-        return cls(times, variance, axes, jax.lax.map(one, levels))
-
-    def unknown(self, times: jax.Array) -> jax.Array:
-        """C at times ``(m,)``, ``(m, dim)`` or ``(m, dim, dim)``."""
-        place = noise_variance(self.times)
-        one = lambda row: jnp.interp(noise_variance(times), place, row)
-        rows = self.part.reshape(len(self.times), -1)
-        flat = jax.vmap(one, in_axes=1, out_axes=1)(rows)
-        part = flat.reshape(len(times), *self.part.shape[1:])
-        a, s2 = signal(times)[:, None], noise_variance(times)[:, None]
-        gaussian = _gaussian(self.variance[None], a, s2)
-        if self.axes is None:
-            return part * gaussian
-        root = self.axes[None] * jnp.sqrt(gaussian)[:, None]
-        return root @ part @ jnp.swapaxes(root, -1, -2)
-
-
-def _gaussian(variance, a, s2):
-    return s2 * variance / (s2 + jnp.square(a) * variance)
-
-
-def _measured_part(variance, axes, a, s2, second_moment: jax.Array) -> jax.Array:
-    known = jnp.square(a) / (jnp.square(a) + _MOMENT_ERROR**2 / jnp.square(a))
-    # C_M by C_G, with a division that holds at no noise too
-    root = jnp.sqrt((s2 + jnp.square(a) * variance) / variance) / a
-    if axes is None:
-        part = jnp.square(root) * (1.0 - s2 * second_moment)
-        return known * jnp.clip(part, 0.0, 1.0) + 1.0 - known
-    root, eye = axes * root[None], jnp.eye(len(variance), dtype=variance.dtype)
-    part, turned = jnp.linalg.eigh(root.T @ (eye - s2 * second_moment) @ root)
-    part = known * jnp.clip(part, 0.0, 1.0) + 1.0 - known
-    return (turned * part[None]) @ turned.T
 
 
 class ParticleAdapt(NamedTuple):
@@ -156,7 +82,7 @@ def plan_at(
     *,
     follows_likelihood: bool,
 ) -> ParticlePlan:
-    """The plan of a ladder for a c.
+    """The plan of a ladder.
 
     Args:
         prior: what the reverse kernels' covariances are measured by.

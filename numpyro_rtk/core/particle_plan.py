@@ -1,0 +1,142 @@
+"""The levels that particles come down, and the kernels that lead from one to the next."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_rtk.core.covariance import like
+from numpyro_rtk.core.segment import Segment, noising_between
+from numpyro_rtk.core.twist import Sharpness, Twist, twist_of
+from numpyro_rtk.noise import noise_variance, signal
+
+__all__ = ["Levels", "ParticlePlan", "particle_plan", "segments_of"]
+
+# The last step is not narrower than this part of its noise's variance: how narrow it is was
+# estimated.
+_LAST_PART, _TINY = 0.02, 1e-30
+
+
+class Levels(NamedTuple):
+    """The levels of a ladder, level 0 first; one slice is one level.
+
+    Attributes:
+        time: OU time, ``(K + 1,)``.
+        signal: ``a_k``, ``(K + 1,)``.
+        noise_variance: ``s_k ** 2``, ``(K + 1,)``.
+        twist: how particles look ahead.
+    """
+
+    time: jax.Array
+    signal: jax.Array
+    noise_variance: jax.Array
+    twist: Twist
+
+
+class ParticlePlan(NamedTuple):
+    """Levels, and what leads from one to the next; arrays, so that a new one is no retrace.
+
+    A proposal is a reverse kernel that the twist has moved and narrowed: in units of the
+    kernel's spread, along the columns of its root, ``N(lift @ parts, narrow**2)``.
+
+    Attributes:
+        levels: see :class:`Levels`.
+        segments: the network's reverse kernels, diagonal or dense; leading axis K, lowest
+            first.
+        lift: from the parts of the upper level's twist, ``(K, dim, dim)`` or ``(K, dim)``.
+        narrow: ``(K, dim)``.
+    """
+
+    levels: Levels
+    segments: Segment
+    lift: jax.Array
+    narrow: jax.Array
+
+
+def particle_plan(
+    times: jax.Array, unknown: jax.Array, sharpness: Sharpness
+) -> ParticlePlan:
+    """The plan of a ladder.
+
+    Args:
+        times: ``(K + 1,)``.
+        unknown: mean covariance of the clean value at them, ``(K + 1, dim, dim)``, or its
+            diagonal, ``(K + 1, dim)``.
+        sharpness: of the likelihood, on the standardised scale.
+    """
+    t = jnp.asarray(times, unknown.dtype)
+    a, s2 = signal(t), noise_variance(t)
+    # the mean derivative of Tweedie's mean by the position; at level 0 they are the same
+    slope = like(a / jnp.maximum(s2, _TINY), unknown) * unknown
+    one = jnp.ones(unknown.shape[-1], unknown.dtype)
+    slope = slope.at[0].set(one if unknown.ndim == 2 else jnp.diag(one))
+    twist = twist_of(slope, unknown, sharpness)
+    segments, narrow = _narrowed(segments_of(t, unknown), twist, sharpness.is_even)
+    # the proposal's mean is Tweedie's, of a score that the twist's gradient is added to
+    lift = like(segments.mean_score, segments.inverse_root) * segments.inverse_root
+    lift = lift * twist.back[1:] if lift.ndim == 2 else lift @ twist.back[1:]
+    levels = Levels(time=t, signal=a, noise_variance=s2, twist=twist)
+    return ParticlePlan(levels, segments, lift, narrow)
+
+
+def segments_of(times: jax.Array, unknown: jax.Array) -> Segment:
+    """The network's reverse kernels, leading axis K.
+
+    Of a clean value that is known a lower state varies as a bridge does between it and the
+    upper one; of one that is not, by that much more.
+
+    Args:
+        times: ``(K + 1,)``.
+        unknown: see :func:`particle_plan`.
+    """
+    a, v = noising_between(times[:-1], times[1:])
+    s2 = noise_variance(times[:-1])
+    total = jnp.square(a) * s2 + v
+    bridge, share = s2 * v / total, signal(times[:-1]) * v / total
+    bridge = bridge.at[0].max(_LAST_PART * v[0])
+    rest = like(jnp.square(share), unknown) * unknown[1:]
+    if unknown.ndim == 2:
+        root = jnp.sqrt(bridge[:, None] + rest)
+        inverse, diagonal = 1.0 / root, root
+    else:
+        eye = jnp.eye(unknown.shape[-1], dtype=unknown.dtype)[None]
+        root, inverse = jax.lax.map(_root, bridge[:, None, None] * eye + rest)
+        diagonal = jnp.diagonal(root, axis1=1, axis2=2)
+    log_det = jnp.sum(jnp.log(diagonal), axis=1)
+    shift = jnp.zeros_like(diagonal)
+    return Segment(a, v, 1.0 / a, v / a, shift, root, inverse, log_det)
+
+
+def _root(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    root = jnp.linalg.cholesky(matrix)
+    eye = jnp.eye(len(matrix), dtype=matrix.dtype)
+    return root, jax.scipy.linalg.solve_triangular(root, eye, lower=True)
+
+
+def _narrowed(
+    segments: Segment, twist: Twist, is_even: jax.Array
+) -> tuple[Segment, jax.Array]:
+    """The same kernels with roots along what narrows them, and by how much.
+
+    The twist of the lower level has a curvature, ``bend @ bend.T``. One of a c that stands
+    for the likelihood says nothing on the spread.
+    """
+    wide = jnp.ones_like(segments.shift)
+    root = jnp.sqrt(twist.inverse_temperature[:-1])
+    bend = twist.back[:-1] * (root if twist.back.ndim == 2 else root[:, None])
+
+    def one(inputs):
+        segment, bend = inputs
+        seen = segment.root.T @ bend
+        precision, axes = jnp.linalg.eigh(seen @ seen.T)
+        turned = segment._replace(
+            root=segment.root @ axes, inverse_root=axes.T @ segment.inverse_root
+        )
+        return turned, jax.lax.rsqrt(1.0 + jnp.maximum(precision, 0.0))
+
+    def by_coordinate():
+        return segments, jax.lax.rsqrt(1.0 + jnp.square(bend * segments.root))
+
+    along_axes = lambda: jax.lax.map(one, (segments, bend))
+    narrowed = by_coordinate if bend.ndim == 2 else along_axes
+    return jax.lax.cond(is_even, lambda: (segments, wide), narrowed)
