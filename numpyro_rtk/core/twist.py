@@ -124,8 +124,11 @@ def sharpness_at(
     spread, axes = _eigen(bend)
     curvature = spread if axes is None else (axes * spread[None]) @ axes.T
     best = jnp.argmax(jnp.where(usable, value, -jnp.inf))
+    # one step of Newton's method: of a Gaussian to its peak
     parts = gradient[best] if axes is None else gradient[best] @ axes
-    peak = value[best] + 0.5 * jnp.sum(jnp.square(parts) / spread)
+    step = parts / spread if axes is None else axes @ (parts / spread)
+    ahead, _ = likelihood(position[best] + step)
+    peak = jnp.where(ahead > value[best], ahead, value[best])
     variance = 1.0 / jnp.max(spread)
     return Sharpness(variance, curvature, peak, jnp.array(False))
 

@@ -11,9 +11,7 @@ import jax.random as jr
 import numpy as np
 from numpyro.util import is_prng_key
 
-from numpyro_rtk import paths
 from numpyro_rtk._checks import check_positive, check_positive_int
-from numpyro_rtk.core.curvature import covariance_of
 from numpyro_rtk.core.inner import accept
 from numpyro_rtk.core.particle_plan import ParticlePlan
 from numpyro_rtk.core.particles import (
@@ -36,18 +34,14 @@ from numpyro_rtk.core.warmup.particles import (
 from numpyro_rtk.core.warmup.prior_spread import PriorSpread
 from numpyro_rtk.density import value_and_grad
 from numpyro_rtk.kernels.base import PathKernel
+from numpyro_rtk.kernels.particle_spread import num_spread_evals, spread_of
 from numpyro_rtk.kernels.particle_state import ParticleAdaptState, ParticleState
 from numpyro_rtk.kernels.problem.problem import Bound
-from numpyro_rtk.noise import Ladder, as_levels, refined_to
+from numpyro_rtk.noise import Ladder, as_levels
 
 __all__ = ["RTKParticleGibbs"]
 
 _NUM_PARTICLES, _NUM_LEVELS = 64, 32
-# Particles that the reverse kernels' variances are measured by: their error is one of the
-# network's law.
-_NUM_CALIBRATE, _PER_DIMENSION = 1024, 16
-# And on as many levels, or more: on few, the particles' law would be another one.
-_LEVELS_CALIBRATED = 64
 # Beyond this many dimensions matrices would cost more than they gain; see `dense`.
 _LARGEST_DENSE = 256
 # The key that levels and c are chosen with.
@@ -187,8 +181,8 @@ class RTKParticleGibbs(PathKernel):
         """
         chosen = self.has_likelihood and self._likelihood_variance is None
         runs = NUM_CHOICE_RUNS * chosen + NUM_RUNS * num_chains
-        times, num_particles = self._calibrated(dim)
-        return len(times) * num_particles + runs * self.num_evals
+        measured = num_spread_evals(self._times, dim, dense=self._is_dense(dim))
+        return measured + runs * self.num_evals
 
     @property
     def num_evals(self) -> int:
@@ -221,7 +215,9 @@ class RTKParticleGibbs(PathKernel):
         key_prior, key_moment, key_variance = jr.split(jr.key(_LAW), 3)
         frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
         bound = self._problem.bind(args, kwargs, frame)
-        prior = self._spread(key_moment, bound)
+        dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
+        dense, base = self._is_dense(dim), bound.base
+        prior = spread_of(key_moment, base, self._times, dim, num_ordinary, dense=dense)
         target = self._target(bound)
         sharpness = self._sharpness(key_variance, prior, target)
         plan, zero = self._plan(prior, sharpness), jnp.zeros((), frame.origin.dtype)
@@ -260,27 +256,6 @@ class RTKParticleGibbs(PathKernel):
 
     def _is_dense(self, dim: int) -> bool:
         return dim <= _LARGEST_DENSE if self._dense is None else self._dense
-
-    def _calibrated(self, dim: int) -> tuple[jax.Array, int]:
-        """Levels that the prior is measured on, and particles."""
-        num_particles = _NUM_CALIBRATE + self._is_dense(dim) * _PER_DIMENSION * dim
-        return refined_to(self._times, _LEVELS_CALIBRATED), num_particles
-
-    def _spread(self, key: jax.Array, bound: Bound) -> PriorSpread:
-        """What the reverse kernels' covariances are measured by."""
-        dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
-        dense = self._is_dense(dim)
-        times, num_particles = self._calibrated(dim)
-        moment, draws = paths.calibrate(
-            key, bound.base, times, dim, num_particles, dense=dense
-        )
-        # the reference of ordinary sites is a standard normal, drawn without any error
-        is_ordinary = jnp.arange(dim) >= dim - num_ordinary
-        one = jnp.eye(dim, dtype=moment.dtype) if dense else jnp.ones_like(moment[0])
-        exact = is_ordinary[:, None] | is_ordinary if dense else is_ordinary
-        moment = jnp.where(exact, one, moment)
-        covariance = jnp.where(exact, one, covariance_of(draws, dense))
-        return PriorSpread.of(times, moment, covariance)
 
     def _init_one(self, key, init_params, args, kwargs, adapt, plan, bound: Bound):
         key, key_path, key_up = jr.split(key, 3)

@@ -27,7 +27,8 @@ from numpyro_rtk.core.twist import Sharpness, even_sharpness
 from numpyro_rtk.core.warmup.particles import law_gap
 from numpyro_rtk.core.warmup.prior_spread import PriorSpread
 from numpyro_rtk.density import standardised
-from numpyro_rtk.noise import angle_ladder, log_snr_ladder, refined_to
+from numpyro_rtk.kernels.particle_spread import _levels as levels_measured
+from numpyro_rtk.noise import angle_ladder, log_snr_ladder
 from tests.oracles import Mixture, assert_mean, summaries, z_score
 
 LAW = Mixture(
@@ -324,7 +325,7 @@ def test_the_gap_of_a_law_is_its_paths_divergence(key):
 
     E[log p(x_0) - log of what the chain puts there] along paths of the noising.
     """
-    gaps, fine = [], refined_to(angle_ladder(32), 64)
+    gaps, fine = [], levels_measured(angle_ladder(32))
     with jax.numpy_rank_promotion("allow"):
         moment, draws = paths.calibrate(key, BASE, fine, DIM, 20_000, dense=True)
     prior = PriorSpread.of(fine, moment, covariance_of(draws, dense=True))

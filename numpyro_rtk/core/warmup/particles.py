@@ -42,9 +42,10 @@ __all__ = [
 ]
 
 # Values of c, on the standardised scale, and runs down for each and for the curvature; runs
-# that a chain's first path is taken from. The log evidence that a lost run counts with
-# where the best trial is looked for.
-_VARIANCES, _NUM_TRIALS, _LOST = np.geomspace(1e-6, 1.0, 7), 8, -1e6
+# that a chain's first path is taken from. A run is lost where it ends beyond so many
+# spreads of the prior; log evidence that it counts with where the best trial is looked for.
+_VARIANCES, _NUM_TRIALS = np.geomspace(1e-6, 1.0, 7), 8
+_FAR, _LOST = 100.0, -1e6
 NUM_RUNS = 4
 NUM_CHOICE_RUNS = _NUM_TRIALS * (len(_VARIANCES) + 1)
 # Nats of mean log evidence that a smaller c may cost.
@@ -124,7 +125,8 @@ def law_gap(prior: PriorSpread, plan: ParticlePlan) -> jax.Array:
     """
     finer = refined(refined(plan.levels.time))
     quarters = segments_of(finer, prior.unknown(finer))
-    return 16.0 / 15.0 * (_loss(plan.segments) - _loss(quarters))
+    # an estimate below 0 says as much of its error
+    return jnp.abs(16.0 / 15.0 * (_loss(plan.segments) - _loss(quarters)))
 
 
 def _loss(segments: Segment) -> jax.Array:
@@ -174,7 +176,8 @@ def choose_sharpness(
         by_c = lambda: even(grid[jnp.minimum(i, num_even - 1)])
         sharpness = jax.lax.cond(i < num_even, by_c, lambda: curved(best.position))
         paths, log_evidence = _runs(keys, lambda key: run(key, sharpness))
-        ends = jnp.where(jnp.isfinite(paths[:, 0]), paths[:, 0], 0.0)
+        is_lost = ~jnp.all(jnp.abs(paths[:, :1]) < _FAR, axis=2)
+        ends = jnp.where(is_lost, 0.0, paths[:, 0])
         here = Ends(ends, jnp.mean(jnp.maximum(log_evidence, _LOST)))
         better = here.log_evidence > best.log_evidence
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), here, best)

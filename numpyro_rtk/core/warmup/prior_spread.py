@@ -5,12 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from numpyro_rtk.noise import noise_variance, signal
+from numpyro_rtk.noise import noise_to_signal, noise_variance, signal
 
 __all__ = ["PriorSpread"]
 
-# What a mean product of a thousand scores errs by; and the least variance along an axis.
-_MOMENT_ERROR, _SMALLEST_VARIANCE = 0.03, 1e-12
+# Three times what a mean product of a thousand scores errs by; and the least variance along
+# an axis.
+_MOMENT_ERROR, _SMALLEST_VARIANCE, _TINY = 0.1, 1e-12, 1e-30
 
 
 class PriorSpread(NamedTuple):
@@ -21,7 +22,7 @@ class PriorSpread(NamedTuple):
     1. It is 1 at all levels of a Gaussian, and changes slowly for others.
 
     Attributes:
-        times: ``(n,)``.
+        times: ``(n,)``, rising, none 0.
         variance: of the prior along its axes, ``(dim,)``.
         axes: the eigenvectors of S, ``(dim, dim)``; None: those of the coordinates.
         part: P along the axes, ``(n, dim, dim)``, or its diagonal ``(n, dim)``.
@@ -41,13 +42,14 @@ class PriorSpread(NamedTuple):
         Near the top that is a small difference of an estimate, and P taken for 1.
 
         Args:
-            times: ``(n,)``.
-            second_moment: mean products of the noised prior's scores, ``(n, dim)``, or
-                ``(n, dim, dim)``.
+            times: ``(n + 1,)``, the first one 0.
+            second_moment: mean products of the noised prior's scores, ``(n + 1, dim)``, or
+                ``(n + 1, dim, dim)``.
             covariance: S, ``(dim,)`` or ``(dim, dim)``.
         """
-        times = jnp.asarray(times, second_moment.dtype)
-        axes = None
+        # without noise there is nothing left to know
+        times = jnp.asarray(times, second_moment.dtype)[1:]
+        second_moment, axes = second_moment[1:], None
         if covariance.ndim == 2:
             covariance, axes = jnp.linalg.eigh(covariance)
         variance = jnp.maximum(covariance, _SMALLEST_VARIANCE)
@@ -57,8 +59,9 @@ class PriorSpread(NamedTuple):
 
     def unknown(self, times: jax.Array) -> jax.Array:
         """C at times ``(m,)``, ``(m, dim)`` or ``(m, dim, dim)``."""
-        place = noise_variance(self.times)
-        one = lambda row: jnp.interp(noise_variance(times), place, row)
+        place = jnp.log(noise_to_signal(self.times))
+        at = jnp.log(jnp.maximum(noise_to_signal(times), _TINY))
+        one = lambda row: jnp.interp(at, place, row)
         rows = self.part.reshape(len(self.times), -1)
         flat = jax.vmap(one, in_axes=1, out_axes=1)(rows)
         part = flat.reshape(len(times), *self.part.shape[1:])
@@ -75,13 +78,15 @@ def _gaussian(variance, a, s2):
 
 
 def _measured_part(variance, axes, a, s2, second_moment: jax.Array) -> jax.Array:
-    known = jnp.square(a) / (jnp.square(a) + _MOMENT_ERROR**2 / jnp.square(a))
-    # what was measured, by a Gaussian's; written so that it holds without noise too
-    root = jnp.sqrt((s2 + jnp.square(a) * variance) / variance) / a
+    """P of a level; as far as the signal along an axis stands out of the error, else 1."""
+    share = jnp.square(a) * variance / (s2 + jnp.square(a) * variance)
+    known = jnp.square(share) / (jnp.square(share) + _MOMENT_ERROR**2)
     if axes is None:
-        part = jnp.square(root) * (1.0 - s2 * second_moment)
-        return known * jnp.clip(part, 0.0, 1.0) + 1.0 - known
-    root, eye = axes * root[None], jnp.eye(len(variance), dtype=variance.dtype)
-    part, turned = jnp.linalg.eigh(root.T @ (eye - s2 * second_moment) @ root)
-    part = known * jnp.clip(part, 0.0, 1.0) + 1.0 - known
-    return (turned * part[None]) @ turned.T
+        part = (1.0 - s2 * second_moment) / share
+        return 1.0 - known * (1.0 - jnp.clip(part, 0.0, 1.0))
+    # what was measured, in units of a Gaussian's
+    root, eye = axes / jnp.sqrt(share)[None], jnp.eye(len(share), dtype=share.dtype)
+    less = eye - root.T @ (eye - s2 * second_moment) @ root
+    weight = jnp.sqrt(known)
+    lost, turned = jnp.linalg.eigh(weight[:, None] * less * weight[None])
+    return (turned * (1.0 - jnp.clip(lost, 0.0, 1.0))[None]) @ turned.T
