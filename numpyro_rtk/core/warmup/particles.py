@@ -45,7 +45,7 @@ __all__ = [
 # that a chain's first path is taken from. A run is lost where it ends beyond so many
 # spreads of the prior; log evidence that it counts with where the best trial is looked for.
 _VARIANCES, _NUM_TRIALS = np.geomspace(1e-6, 1.0, 7), 8
-_FAR, _LOST = 100.0, -1e6
+_FAR, _LOST = 100.0, -1e30
 NUM_RUNS = 4
 NUM_CHOICE_RUNS = _NUM_TRIALS * (len(_VARIANCES) + 1)
 # Nats of mean log evidence that a smaller c may cost.
