@@ -221,8 +221,8 @@ def test_weights_that_count_on_when_they_are_used_up_are_noticed(
     has_energy, key, monkeypatch
 ):
     """They do not belong to the particles that were resampled: a small error."""
-    target, plan = problem(has_energy, variance=10.0)
-    before = exact_paths(key, has_energy, plan, 16 * N)
+    target, plan = problem(has_energy, variance=100.0)
+    before = exact_paths(key, has_energy, plan, 30 * N)
     monkeypatch.setattr(module, "_after", lambda log_weight, is_resampled: log_weight)
     after = swept(key, before, target, plan, num_particles=8).path
     worst = np.max(np.abs(z_score(change(before, after))))
