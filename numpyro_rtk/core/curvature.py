@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from numpyro_rtk.core.covariance import shrunk
+from numpyro_rtk.core.resampling import some_of
 
 __all__ = ["covariance_of", "mean_product", "mean_square"]
 
@@ -50,7 +51,7 @@ def _tamed(scores: jax.Array) -> jax.Array:
     """Without the few wild ones, and NaN for those that are not finite."""
     # a trajectory that a learned score has lost does not count
     scores = jnp.where(jnp.isfinite(scores), scores, jnp.nan)
-    some = jnp.abs(scores[:_NUM_USUAL])
+    some = jnp.abs(some_of(scores, min(len(scores), _NUM_USUAL)))
     usual = jnp.nanquantile(some, _USUAL_QUANTILE, axis=0, keepdims=True)
     limit = _WILD * usual + _SMALLEST_LIMIT
     return jnp.clip(scores, -limit, limit)
