@@ -70,11 +70,14 @@ def particle_plan(
     slope = like(a / jnp.maximum(s2, _TINY), unknown) * unknown
     one = jnp.ones(unknown.shape[-1], unknown.dtype)
     slope = slope.at[0].set(one if unknown.ndim == 2 else jnp.diag(one))
-    twist = twist_of(slope, unknown, sharpness)
-    segments, narrow = _narrowed(segments_of(t, unknown), twist, sharpness.is_even)
+    twist, back = twist_of(slope, unknown, sharpness)
+    root = jnp.sqrt(twist.inverse_temperature)
+    bend = back * (root if back.ndim == 2 else root[:, None])
+    segments = segments_of(t, unknown)
+    segments, narrow = _narrowed(segments, bend[:-1], sharpness.is_even)
     # the proposal's mean is Tweedie's, of a score that the twist's gradient is added to
     lift = like(segments.mean_score, segments.inverse_root) * segments.inverse_root
-    lift = lift * twist.back[1:] if lift.ndim == 2 else lift @ twist.back[1:]
+    lift = lift * back[1:] if lift.ndim == 2 else lift @ back[1:]
     levels = Levels(time=t, signal=a, noise_variance=s2, twist=twist)
     return ParticlePlan(levels, segments, lift, narrow)
 
@@ -114,7 +117,7 @@ def _root(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _narrowed(
-    segments: Segment, twist: Twist, is_even: jax.Array
+    segments: Segment, bend: jax.Array, is_even: jax.Array
 ) -> tuple[Segment, jax.Array]:
     """The same kernels with roots along what narrows them, and by how much.
 
@@ -122,8 +125,6 @@ def _narrowed(
     for the likelihood says nothing on the spread.
     """
     wide = jnp.ones_like(segments.shift)
-    root = jnp.sqrt(twist.inverse_temperature[:-1])
-    bend = twist.back[:-1] * (root if twist.back.ndim == 2 else root[:, None])
 
     def one(inputs):
         segment, bend = inputs

@@ -16,11 +16,11 @@ Particles come down under *twisted* targets, which look ahead to the likelihood 
 
 .. math:: \psi_k(x) \approx \int \ell(x_0)\, p(x_0 \mid x)\, dx_0, \qquad \psi_0 = \ell
 
-(see ``twist.py``), from
-proposals that the twist has shifted. The current path is one of the particles, which
-stays (Andrieu, Doucet, Holenstein, JRSS-B 2010), and the next path is drawn backwards
-among all of them (Whiteley 2010): this leaves the target invariant for any number of
-particles, any c and any error of the network's. All that a poor twist costs is mixing.
+(see ``twist.py``), from proposals that the twist has moved and narrowed. The current path
+is one of the particles, which stays (Andrieu, Doucet, Holenstein, JRSS-B 2010), and the
+next path is drawn backwards among all of them (Whiteley 2010): this leaves the target
+invariant for any number of particles, any twist and any error of the network's. All that a
+poor twist costs is mixing.
 Particles are resampled where their weights have become unequal, and not before: each time
 a part of them comes to descend from the current path.
 """
@@ -41,6 +41,8 @@ from numpyro_rtk.core.segment import (
     Segment,
     log_noising,
     log_proposal,
+    log_volume_ratio,
+    noising_misfit,
     proposal_mean,
     sample_noising,
 )
@@ -50,7 +52,6 @@ __all__ = ["Sweep", "SweepNoise", "Target", "noised", "sweep"]
 
 # Particles are resampled where their effective number has fallen below this part.
 _RESAMPLED = 0.5
-_LOG_2PI = 1.8378770664093453
 
 
 class Target(NamedTuple):
@@ -177,8 +178,8 @@ def sweep(
         z = keep(mean + jax.vmap(stretch, in_axes=(None, 0))(segment.root, step), row)
         log_weight = log_weight - _log_proposed(shift, narrow, step) - taken
         if target.has_energy:
-            log_weight = log_weight + _transition(segment, target, z, x, score)
-            log_weight = log_weight + segment.log_det + 0.5 * row.size * _LOG_2PI
+            misfit = jax.vmap(noising_misfit, in_axes=(None, 0, 0))(segment, x, z)
+            log_weight = log_weight - misfit + log_volume_ratio(segment)
         else:
             log_weight = log_weight - 0.5 * jnp.sum(jnp.square(step), axis=1)
         return (z, log_weight), here
@@ -259,7 +260,7 @@ def _proposed(shift: jax.Array, narrow: jax.Array, noise: jax.Array) -> jax.Arra
 
 
 def _log_proposed(shift: jax.Array, narrow: jax.Array, step: jax.Array) -> jax.Array:
-    """Their log densities ``(n,)``, less that of a standard normal's volume."""
+    """Their log densities ``(n,)``, but for the constant of a normal's volume."""
     noise = (step - shift) / narrow[None]
     return -0.5 * jnp.sum(jnp.square(noise), axis=1) - jnp.sum(jnp.log(narrow))
 

@@ -77,14 +77,11 @@ class Twist(NamedTuple):
         along: takes a gradient of the log likelihood to its parts along the eigenvectors,
             in units of their curvature, ``(dim, dim)``, or ``(dim,)`` where it is diagonal.
         inverse_temperature: ``beta`` of each, ``(dim,)``.
-        back: takes ``beta`` times those parts to a gradient by the level's position; a
-            root of the twist's curvature there, but for ``sqrt(beta)``.
         peak: p, a scalar.
     """
 
     along: jax.Array
     inverse_temperature: jax.Array
-    back: jax.Array
     peak: jax.Array
 
 
@@ -151,8 +148,13 @@ def _eigen(curvature: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     return jnp.maximum(value, jnp.maximum(least, _TINY)), axes
 
 
-def twist_of(slope: jax.Array, unknown: jax.Array, sharpness: Sharpness) -> Twist:
-    """The twists of all levels.
+def twist_of(
+    slope: jax.Array, unknown: jax.Array, sharpness: Sharpness
+) -> tuple[Twist, jax.Array]:
+    """The twists of all levels, and the way back from their parts.
+
+    The latter, like ``slope``, takes ``beta`` times the parts to a gradient by the level's
+    position. But for ``sqrt(beta)`` it is a root of the twist's curvature there.
 
     Args:
         slope: derivative of Tweedie's mean by the position, ``(K + 1, dim, dim)``, or
@@ -167,7 +169,7 @@ def twist_of(slope: jax.Array, unknown: jax.Array, sharpness: Sharpness) -> Twis
     )
 
 
-def _even(slope, unknown, variance) -> Twist:
+def _even(slope, unknown, variance) -> tuple[Twist, jax.Array]:
     mean = jnp.mean(diagonal_of(unknown), axis=1, keepdims=True)
     beta = jnp.broadcast_to(variance / (variance + mean), slope.shape[:2])
     if slope.ndim == 2:
@@ -175,18 +177,17 @@ def _even(slope, unknown, variance) -> Twist:
     else:
         eye = jnp.eye(slope.shape[-1], dtype=slope.dtype)
         along, back = jnp.broadcast_to(eye, slope.shape), jnp.swapaxes(slope, -1, -2)
-    return Twist(along, beta, back, jnp.zeros(len(slope), slope.dtype))
+    return Twist(along, beta, jnp.zeros(len(slope), slope.dtype)), back
 
 
-def _curved(slope, unknown, sharpness: Sharpness) -> Twist:
+def _curved(slope, unknown, sharpness: Sharpness) -> tuple[Twist, jax.Array]:
     peak = jnp.broadcast_to(sharpness.peak, slope.shape[:1])
     value, axes = _eigen(sharpness.curvature)
     root = jnp.sqrt(value)
     if axes is None:
         beta = 1.0 / (1.0 + value[None] * unknown)
-        return Twist(
-            jnp.broadcast_to(1.0 / root, slope.shape), beta, slope * root[None], peak
-        )
+        along = jnp.broadcast_to(1.0 / root, slope.shape)
+        return Twist(along, beta, peak), slope * root[None]
     whiten, colour = axes / root[None], axes * root[None]
 
     def one(level):
@@ -196,7 +197,7 @@ def _curved(slope, unknown, sharpness: Sharpness) -> Twist:
         return (whiten @ turned).T, beta, slope.T @ colour @ turned
 
     along, beta, back = jax.lax.map(one, (slope, unknown))
-    return Twist(along, beta, back, peak)
+    return Twist(along, beta, peak), back
 
 
 def look_ahead(

@@ -53,7 +53,7 @@ def score_alone(x, t):
 def problem(has_energy, num_levels=4, variance=0.2, curved=False):
     """A coarse ladder, so that the chain's law is far from the mixture's.
 
-    Curved twists take the likelihood for more precise than it is, about another peak.
+    Curved twists take the likelihood for less precise than it is, about another peak.
     """
     times = log_snr_ladder(num_levels, smallest_noise=0.3)
     with jax.numpy_rank_promotion("allow"):  # it is not of the core
@@ -65,7 +65,7 @@ def problem(has_energy, num_levels=4, variance=0.2, curved=False):
         way = jnp.array([1.0, -1.0])
         sharpness = Sharpness(
             variance=sharpness.variance,
-            curvature=3.0 / SD**2 * jnp.outer(way, way),
+            curvature=0.2 / SD**2 * jnp.outer(way, way),
             peak=jnp.asarray(1.0),
             is_even=jnp.array(False),
         )
@@ -133,12 +133,12 @@ LAWS = pytest.mark.parametrize("has_energy", [True, False], ids=["energy", "scor
 @pytest.mark.parametrize("curved", [False, True], ids=["even", "curved"])
 def test_paths_of_the_target_stay_so(has_energy, curved, key):
     """n = 6,000 exact paths and one sweep of 4 particles: paired changes; z = 5."""
-    target, plan = problem(has_energy, curved=curved)
+    target, plan = problem(has_energy, variance=2.0, curved=curved)
     before = exact_paths(key, has_energy, plan, N)
     found = swept(key, before, target, plan)
     assert_mean(change(before, found.path))
     # both kinds of level: resampled, and gone on without
-    assert 0.002 < np.mean(np.asarray(found.sample_size)[:, 1:] < 2.0) < 0.95
+    assert 0.05 < np.mean(np.asarray(found.sample_size)[:, 1:] < 2.0) < 0.95
     moved = np.any(np.asarray(found.path != before), axis=2)
     assert 0.3 < moved[:, 0].mean() < 0.95
     np.testing.assert_allclose(

@@ -62,7 +62,8 @@ class ParticleAdapt(NamedTuple):
     """What warm-up tunes; frozen afterwards.
 
     Attributes:
-        likelihood_variance: c of the twist, on the standardised scale.
+        likelihood_variance: c of the twist, on the standardised scale; where it has the
+            likelihood's curvature, the least variance that one direction is known to.
         times: of the levels, in OU time, ``(K + 1,)``.
         law_gap: see :func:`law_gap`; 0 with an energy, whose law no ladder changes.
         frame: what positions and log densities are measured from.
