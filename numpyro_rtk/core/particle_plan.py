@@ -10,7 +10,7 @@ from numpyro_rtk.core.segment import Segment, noising_between
 from numpyro_rtk.core.twist import Sharpness, Twist, twist_of
 from numpyro_rtk.noise import noise_variance, signal
 
-__all__ = ["Levels", "ParticlePlan", "particle_plan", "segments_of"]
+__all__ = ["Entry", "Levels", "ParticlePlan", "particle_plan", "segments_of"]
 
 # The last step is not narrower than this part of its noise's variance: how narrow it is was
 # estimated.
@@ -33,6 +33,23 @@ class Levels(NamedTuple):
     twist: Twist
 
 
+class Entry(NamedTuple):
+    """How particles enter at the top level: ``N(lift @ parts, narrow**2)`` along its axes.
+
+    That is the reference, which the twist has moved and narrowed: data that are far from
+    what the prior expects have something to say at all noise.
+
+    Attributes:
+        axes: ``(dim, dim)``, in columns; or ones, ``(dim,)``.
+        lift: from the parts of the twist at the prior's mean, like ``axes``.
+        narrow: ``(dim,)``.
+    """
+
+    axes: jax.Array
+    lift: jax.Array
+    narrow: jax.Array
+
+
 class ParticlePlan(NamedTuple):
     """Levels, and what leads from one to the next; arrays, so that a new one is no retrace.
 
@@ -45,12 +62,14 @@ class ParticlePlan(NamedTuple):
             first.
         lift: from the parts of the upper level's twist, ``(K, dim, dim)`` or ``(K, dim)``.
         narrow: ``(K, dim)``.
+        entry: at the top level.
     """
 
     levels: Levels
     segments: Segment
     lift: jax.Array
     narrow: jax.Array
+    entry: Entry
 
 
 def particle_plan(
@@ -79,7 +98,8 @@ def particle_plan(
     lift = like(segments.mean_score, segments.inverse_root) * segments.inverse_root
     lift = lift * back[1:] if lift.ndim == 2 else lift @ back[1:]
     levels = Levels(time=t, signal=a, noise_variance=s2, twist=twist)
-    return ParticlePlan(levels, segments, lift, narrow)
+    entry = _entry(back[-1], bend[-1], sharpness.is_even)
+    return ParticlePlan(levels, segments, lift, narrow, entry)
 
 
 def segments_of(times: jax.Array, unknown: jax.Array) -> Segment:
@@ -141,3 +161,19 @@ def _narrowed(
     along_axes = lambda: jax.lax.map(one, (segments, bend))
     narrowed = by_coordinate if bend.ndim == 2 else along_axes
     return jax.lax.cond(is_even, lambda: (segments, wide), narrowed)
+
+
+def _entry(back: jax.Array, bend: jax.Array, is_even: jax.Array) -> Entry:
+    """Of the top level's twist, as :func:`_narrowed` has it of the others."""
+    wide = jnp.ones(back.shape[-1], back.dtype)
+    eye = wide if back.ndim == 1 else jnp.diag(wide)
+
+    def narrowed():
+        precision, axes = jnp.square(bend), wide
+        if bend.ndim == 2:
+            precision, axes = jnp.linalg.eigh(bend @ bend.T)
+        variance = 1.0 / (1.0 + jnp.maximum(precision, 0.0))
+        along = back if back.ndim == 1 else axes.T @ back
+        return Entry(axes, like(variance, along) * along, jnp.sqrt(variance))
+
+    return jax.lax.cond(is_even, lambda: Entry(eye, back, wide), narrowed)

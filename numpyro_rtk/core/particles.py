@@ -16,11 +16,11 @@ Particles come down under *twisted* targets, which look ahead to the likelihood 
 
 .. math:: \psi_k(x) \approx \int \ell(x_0)\, p(x_0 \mid x)\, dx_0, \qquad \psi_0 = \ell
 
-(see ``twist.py``), from proposals that the twist has moved and narrowed. The current path
-is one of the particles, which stays (Andrieu, Doucet, Holenstein, JRSS-B 2010), and the
-next path is drawn backwards among all of them (Whiteley 2010): this leaves the target
-invariant for any number of particles, any twist and any error of the network's. All that a
-poor twist costs is mixing.
+(see ``twist.py``), from proposals that the twist has moved and narrowed, as it has the
+reference at the top. The current path is one of the particles, which stays (Andrieu,
+Doucet, Holenstein, JRSS-B 2010), and the next path is drawn backwards among all of them
+(Whiteley 2010): this leaves the target invariant for any number of particles, any twist and
+any error of the network's. All that a poor twist costs is mixing.
 Particles are resampled where their weights have become unequal, and not before: each time
 a part of them comes to descend from the current path.
 """
@@ -184,10 +184,7 @@ def sweep(
             log_weight = log_weight - 0.5 * jnp.sum(jnp.square(step), axis=1)
         return (z, log_weight), here
 
-    x = keep(noise.top, path[-1] if is_kept else None)
-    log_weight = jnp.zeros(len(x), x.dtype)
-    if target.has_energy:
-        log_weight = log_weight - jax.vmap(log_reference)(x)
+    x, log_weight = _entered(noise.top, path[-1] if is_kept else None, target, plan)
     upper = jax.tree.map(lambda leaf: leaf[1:], plan.levels)
     rows = path[:-1] if is_kept else jnp.zeros_like(noise.cross[:, 0])
     kernels = (plan.segments, plan.lift, plan.narrow)
@@ -207,6 +204,25 @@ def sweep(
         log_likelihood=log_likelihood[chosen],
         log_density=log_prior[chosen],
     )
+
+
+def _entered(noise, row, target: Target, plan: ParticlePlan):
+    """Particles at the top level, ``row`` the first of them, and their weights."""
+    entry, zero = plan.entry, jnp.zeros_like(noise[0])
+    shift = zero[None]
+    if target.likelihood is not None:
+        top = jax.tree.map(lambda leaf: leaf[-1], plan.levels.twist)
+        _, parts = look_ahead(top, *target.likelihood(zero))
+        shift = stretch(entry.lift, parts)[None]
+    step = _proposed(shift, entry.narrow, noise)
+    if row is not None:
+        step = step.at[0].set(stretch(entry.axes.T, row))
+    x = jax.vmap(stretch, in_axes=(None, 0))(entry.axes, step)
+    x = x if row is None else x.at[0].set(row)
+    log_weight = -_log_proposed(shift, entry.narrow, step) - log_reference(zero)
+    if not target.has_energy:
+        log_weight = log_weight + jax.vmap(log_reference)(x)
+    return x, log_weight
 
 
 def _way_back(uniforms, bottom, above: _Level, target, segments) -> jax.Array:
