@@ -1,4 +1,4 @@
-"""Simulation-based calibration (Talts et al. 2018, arXiv 1804.06788) of the exact kernel.
+"""Simulation-based calibration (Talts et al. 2018, arXiv 1804.06788) of exact kernels.
 
 Parameters from the prior, data from the model: the rank of the parameter among posterior
 draws is uniform when, and only when, the posterior is right on average over data. 240 data
@@ -20,6 +20,7 @@ from numpyro import handlers
 from scipy import stats
 
 import numpyro_rtk as rtk
+from numpyro_rtk.core import particles
 from numpyro_rtk.core.exchange import sweep as exchange
 from numpyro_rtk.kernels import replica_exchange
 
@@ -54,9 +55,13 @@ def two_priors(y=None):
     numpyro.sample("y", dist.Normal(x[0] * w[0], 0.3), obs=y)
 
 
-def ranks(model, key, num_levels=6, **options):
+exchange_of = functools.partial(rtk.RTKReplicaExchange, num_levels=6)
+particles_of = functools.partial(rtk.RTKParticleGibbs, num_particles=16, num_levels=8)
+
+
+def ranks(kernel, key):
     """``(NUM_DATA, 2)``, of both deterministic sites."""
-    kernel = rtk.RTKReplicaExchange(model, num_levels=num_levels, **options)
+    model = kernel.model
 
     def one(key):
         key_data, key_init = jr.split(key)
@@ -96,9 +101,12 @@ MODELS = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernel_of", [exchange_of, particles_of], ids=["exchange", "particles"]
+)
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-def test_ranks_are_uniform(model, key):
-    assert min(p_values(ranks(model, key))) > 1e-5
+def test_ranks_are_uniform(model, kernel_of, key):
+    assert min(p_values(ranks(kernel_of(model), key))) > 1e-5
 
 
 @pytest.mark.slow
@@ -108,5 +116,14 @@ def test_a_wrong_acceptance_is_seen(key, monkeypatch):
     monkeypatch.setattr(exchange, "_increment", lambda *a: 0.0 * right(*a))
     stay = lambda noise, replicas, *_: (replicas, jnp.zeros(()))
     monkeypatch.setattr(replica_exchange, "jump_bottom", stay)
-    found = ranks(functools.partial(one_prior), key, num_levels=3, exchange="swap")
+    model = functools.partial(one_prior)
+    found = ranks(rtk.RTKReplicaExchange(model, num_levels=3, exchange="swap"), key)
+    assert min(p_values(found)) < 1e-8
+
+
+@pytest.mark.slow
+def test_a_wrong_weight_is_seen(key, monkeypatch):
+    """Negative control: particles are weighed as if all were proposed alike."""
+    monkeypatch.setattr(particles, "_log_proposed", lambda s, n, step: 0.0 * step[:, 0])
+    found = ranks(particles_of(functools.partial(one_prior)), key)
     assert min(p_values(found)) < 1e-8

@@ -21,6 +21,7 @@ from benchmarks.shared.runs import exchange_evals, vectorised
 
 CHAINS = 16
 CUTS = (4, 2, 1)  # points of a curve: these parts of the whole
+SMALL_BUDGET = 1e7  # evaluations that particle Gibbs takes half as many levels for
 
 
 class Run(NamedTuple):
@@ -73,8 +74,13 @@ def exchange(problem, seed, budget, num_warmup=None, cuts=CUTS, **options):
 
 
 def particle_gibbs(problem, seed, budget, cuts=CUTS, num_warmup=5, **options):
-    """``RTKParticleGibbs`` with its defaults by scores alone; one run, cut at its parts."""
+    """``RTKParticleGibbs`` by scores alone; one run, cut at its parts.
+
+    With its defaults, but for a small budget's levels: draws are worth more to it.
+    """
     model = factor_model(ScoreAlone(problem.prior), problem.log_likelihood)
+    if budget < SMALL_BUDGET:
+        options = {"num_levels": 32} | options
     kernel = rtk.RTKParticleGibbs(model, **options)
     (dim,) = problem.prior.event_shape
     draw_evals = kernel.num_particles * kernel.num_levels
