@@ -123,7 +123,13 @@ def test_a_wrong_acceptance_is_seen(key, monkeypatch):
 
 @pytest.mark.slow
 def test_a_wrong_weight_is_seen(key, monkeypatch):
-    """Negative control: particles are weighed as if all were proposed alike."""
-    monkeypatch.setattr(particles, "_log_proposed", lambda s, n, step: 0.0 * step[:, 0])
+    """Negative control: the prior's density at the end is left out of the weights."""
+    right = particles._at_bottom
+
+    def without_prior(*inputs):
+        prior, likelihood = right(*inputs)
+        return 0.0 * prior, likelihood
+
+    monkeypatch.setattr(particles, "_at_bottom", without_prior)
     found = ranks(particles_of(functools.partial(one_prior)), key)
     assert min(p_values(found)) < 1e-8
