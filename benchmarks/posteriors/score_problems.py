@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import numpyro.distributions as dist
 from sklearn.datasets import make_moons
 
 import numpyro_rtk as rtk
@@ -31,11 +32,8 @@ class Case(NamedTuple):
     figures: Callable[[np.ndarray], Mapping[str, float]]
 
 
-def linear_case(prior, measurement: Measurement, figures, **facts) -> Case:
-    """A case of a prior with scores and a linear measurement."""
-    likelihood = likelihood_of(measurement)
-    noise_sd = float(measurement.noise_sd)
-    num_data = len(measurement.data)
+def case_of(prior, likelihood, figures, **facts) -> Case:
+    """A case of a prior with scores and any log likelihood ``x (dim,) -> ()``."""
     problem = Problem(
         model=factor_model(prior, likelihood),
         args=(),
@@ -45,11 +43,17 @@ def linear_case(prior, measurement: Measurement, figures, **facts) -> Case:
         log_likelihood=likelihood,
         error=lambda x: next(iter(figures(x).values())),
         prior=prior,
-        peak=-num_data * float(np.log(np.sqrt(2.0 * np.pi) * noise_sd)),
-        measurement=measurement,
         **facts,
     )
     return Case(problem, figures)
+
+
+def linear_case(prior, measurement: Measurement, figures, **facts) -> Case:
+    """A case of a prior with scores and a linear measurement."""
+    noise_sd = float(measurement.noise_sd)
+    peak = -len(measurement.data) * float(np.log(np.sqrt(2.0 * np.pi) * noise_sd))
+    facts |= {"peak": peak, "measurement": measurement}
+    return case_of(prior, likelihood_of(measurement), figures, **facts)
 
 
 # -- a mixture in 256 dimensions -----------------------------------------------------
@@ -271,3 +275,140 @@ def two_moons(seed: int, noise_sd: float = 0.1, datum: float = 0.25) -> Case:
 
     measurement = Measurement(np.array([[0.0, 1.0]]), np.array([datum]), noise_sd)
     return linear_case(prior, measurement, figures)
+
+
+# -- a simple likelihood, a complex posterior, by a trained network ------------------
+
+BOX = 3.0  # parameters are uniform in [-BOX, BOX]^5
+SLCP_PARAMETERS = (0.7, -2.9, -1.0, -0.9, 0.6)
+
+
+def slcp(seed: int, least_sd: float) -> Case:
+    """SLCP: theta in five dimensions from four draws of N(m(theta), S(theta)).
+
+    G. Papamakarios, D. Sterratt, I. Murray, *Sequential neural likelihood*, AISTATS 2019:
+    the likelihood is a Gaussian's, the posterior has four equal modes and is cut off at
+    the box. The prior is a score network trained on 20,000 rows of the box; the truth is
+    the posterior under the box itself: what the network has not learned is an error too.
+    No sd is below ``least_sd``, which up to .1 leaves the posterior what it is.
+    """
+    rng = np.random.default_rng(seed)
+    data = slcp_data(rng)
+    network = rtk.ScoreMLP((5,), key=jr.key(100 + seed))
+    rows = jnp.asarray(rng.uniform(-BOX, BOX, size=(20_000, 5)), jnp.float32)
+    prior, _ = rtk.fit(jr.key(seed), rows, network=network, progress_bar=False)
+    truth = SLCPTruth.of(slcp_posterior(data, 1_000_000, seed))
+    return case_of(prior, slcp_log_likelihood(data, least_sd), truth.figures)
+
+
+def slcp_data(rng: np.random.Generator) -> np.ndarray:
+    """Four draws by the parameters that the paper has, ``(4, 2)``."""
+    *mean, third, fourth, fifth = SLCP_PARAMETERS
+    sd, correlation = np.square([third, fourth]), np.tanh(fifth)
+    covariance = np.outer(sd, sd) * [[1.0, correlation], [correlation, 1.0]]
+    return rng.multivariate_normal(mean, covariance, size=4)
+
+
+def slcp_log_likelihood(data: np.ndarray, least_sd: float):
+    """``theta (5,) -> ()``: sds theta_3^2 and theta_4^2, correlation tanh theta_5."""
+    data = jnp.asarray(data)
+
+    def value(theta):
+        # where theta_3 or theta_4 is 0, as at the mean of the prior, where all who look
+        # ahead begin, a draw has sd 0 and the log likelihood would be infinite
+        sd = jnp.maximum(jnp.square(theta[2:4]), least_sd)
+        first, second = ((data - theta[:2]) / sd).T
+        # sqrt(1 - tanh^2) = 1 / cosh, which stays above 0 where the former is rounded to it
+        given = dist.Normal(jnp.tanh(theta[4]) * first, 1.0 / jnp.cosh(theta[4]))
+        log_prob = dist.Normal().log_prob(first) + given.log_prob(second)
+        return jnp.sum(log_prob) - len(data) * jnp.sum(jnp.log(sd))
+
+    return value
+
+
+def slcp_posterior(
+    data: np.ndarray, n: int, seed: int, num_cells: int = 150
+) -> np.ndarray:
+    """Exact draws, ``(., 5)``: of ``n`` those whose theta_1, theta_2 are in the box.
+
+    Were theta_1, theta_2 in no box, they would be N(mean of the data, S / 4) given the
+    rest, whose density would be |S|^(-3/2) exp(-tr(S^-1 A) / 2) with A the scatter of the
+    data. That one is tabulated at the middles of cells where theta_3, theta_4 > 0, and a
+    draw is evenly in its cell. The signs of theta_3 and theta_4 are even.
+    """
+    rng = np.random.default_rng(seed)
+    middle = (np.arange(num_cells) + 0.5) / num_cells
+    third, fourth, fifth = np.meshgrid(
+        BOX * middle, BOX * middle, 2.0 * BOX * middle - BOX, indexing="ij"
+    )
+    off = data - data.mean(axis=0)
+    (a, b), (_, c) = off.T @ off
+    one, two = third**2, fourth**2
+    square = a / one**2 - 2.0 * np.tanh(fifth) * b / (one * two) + c / two**2
+    log_density = -3.0 * np.log(one * two / np.cosh(fifth))
+    log_density -= 0.5 * square * np.cosh(fifth) ** 2
+    mass = np.exp(log_density - log_density.max()).ravel()
+    chosen = rng.choice(mass.size, size=n, p=mass / mass.sum())
+    rest = np.stack([g.ravel()[chosen] for g in (third, fourth, fifth)], axis=1)
+    rest += rng.uniform(-0.5, 0.5, size=(n, 3)) * BOX * np.array([1, 1, 2]) / num_cells
+    first, other = rng.normal(size=(2, n))
+    correlation = np.tanh(rest[:, 2])
+    second = correlation * first + np.sqrt(1.0 - correlation**2) * other
+    mean = data.mean(axis=0) + np.stack([first, second], axis=1) * rest[:, :2] ** 2 / 2
+    rest[:, :2] *= rng.choice([-1.0, 1.0], size=(n, 2))
+    return np.concatenate([mean, rest], axis=1)[np.all(np.abs(mean) < BOX, axis=1)]
+
+
+class SLCPTruth(NamedTuple):
+    """SLCP's posterior by exact draws, which others are held against.
+
+    Attributes:
+        exact: ``(n, 5)``.
+        edges: of cells of equal shares, of each of the last three, ``(3, cells + 1)``.
+    """
+
+    exact: np.ndarray
+    edges: np.ndarray
+
+    @classmethod
+    def of(cls, exact: np.ndarray, num_cells: int = 20) -> "SLCPTruth":
+        parts = np.linspace(0.0, 1.0, num_cells + 1)
+        return cls(exact, np.quantile(folded(exact)[:, 2:], parts, axis=0).T)
+
+    def figures(self, x: np.ndarray, num_repeats: int = 20) -> dict[str, float]:
+        """Rivals are tuned on the first: by symmetry a wrong law has even modes as well."""
+        rng = np.random.default_rng(0)
+        as_many = [rng.choice(self.exact, size=len(x)) for _ in range(num_repeats)]
+        chance = lambda off: float(np.mean([off(y) for y in as_many]))
+        exact, found = folded(self.exact), folded(x)
+        away = np.abs(found.mean(axis=0) - exact.mean(axis=0)) / exact.std(axis=0)
+        return {
+            "TV of |theta_3|, |theta_4|, theta_5 in cells": self.off(x),
+            "of exact draws": chance(self.off),
+            "TV of the four modes": off_even(x),
+            "by exact draws": chance(off_even),
+            "mean off, sd": float(away.max()),
+            "outside the box": float(np.mean(np.any(np.abs(x) > BOX, axis=1))),
+        }
+
+    def off(self, x: np.ndarray) -> float:
+        """Total variation in cells, one beyond either end with them; mean of the three."""
+        each = []
+        for edges, values in zip(self.edges, folded(x)[:, 2:].T, strict=True):
+            cells = np.searchsorted(edges, values)
+            shares = np.bincount(cells, minlength=len(edges) + 1) / len(x)
+            even = 1.0 / (len(edges) - 1)
+            beyond = shares[0] + shares[-1]
+            each.append(0.5 * (np.abs(shares[1:-1] - even).sum() + beyond))
+        return float(np.mean(each))
+
+
+def folded(x: np.ndarray) -> np.ndarray:
+    """All four modes on one."""
+    return np.concatenate([x[:, :2], np.abs(x[:, 2:4]), x[:, 4:]], axis=1)
+
+
+def off_even(x: np.ndarray) -> float:
+    """Total variation of the modes' shares from a quarter each."""
+    mode = 2 * (x[:, 2] > 0) + (x[:, 3] > 0)
+    return 0.5 * float(np.abs(np.bincount(mode, minlength=4) / len(x) - 0.25).sum())

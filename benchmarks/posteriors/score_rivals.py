@@ -28,6 +28,7 @@ from benchmarks.posteriors.score_problems import (
     blocks,
     levy_signal,
     mixture,
+    slcp,
     two_moons,
 )
 from benchmarks.shared.tables import Table
@@ -92,6 +93,24 @@ QUESTIONS = {
         {"two moons, trained": two_moons},
         ("TV of x_0 in 22 cells", "of exact draws", "sd ratio of x_1"),
         4e6,
+        4000,
+    ),
+    "slcp": Question(
+        # at the prior's mean, where all who look ahead begin, no sd is above the least one:
+        # its square is how steep the likelihood is there
+        {
+            f"SLCP, trained, sd above {least_sd:g}": partial(slcp, least_sd=least_sd)
+            for least_sd in (1e-3, 0.1)
+        },
+        (
+            "TV of |theta_3|, |theta_4|, theta_5 in cells",
+            "of exact draws",
+            "TV of the four modes",
+            "by exact draws",
+            "mean off, sd",
+            "outside the box",
+        ),
+        20e6,
         4000,
     ),
     "levy": Question(

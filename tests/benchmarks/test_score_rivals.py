@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -11,7 +12,18 @@ from benchmarks.posteriors import levy
 from benchmarks.posteriors.problem import Measurement
 from benchmarks.posteriors.rivals import filters, guided, split
 from benchmarks.posteriors.rivals.reverse import ladder, measured
-from benchmarks.posteriors.score_problems import linear_case, mixture
+from benchmarks.posteriors.score_problems import (
+    BOX,
+    SLCPTruth,
+    case_of,
+    folded,
+    linear_case,
+    mixture,
+    slcp_data,
+    slcp_log_likelihood,
+    slcp_posterior,
+)
+from benchmarks.posteriors.score_rivals import run_case
 
 NUM = 4000
 DESIGN, NOISE, DATUM = np.array([[1.2, -0.9, 0.0]]), 0.6, 1.5
@@ -142,3 +154,61 @@ def test_noised_jumps_have_the_score_of_their_mixture():
     exact = -(kernel * z).mean(axis=1) / kernel.mean(axis=1) / sd
     found = [float(prior.score(jnp.array([v]), t)[0]) for v in place]
     assert np.abs(found - exact).max() < 0.05
+
+
+def weighed_slcp(data, least_sd, n=1_000_000):
+    """Rows of SLCP's prior, its modes on one, and their shares of the posterior."""
+    rows = np.random.default_rng(1).uniform(-BOX, BOX, size=(n, 5))
+    likelihood = jax.jit(jax.vmap(slcp_log_likelihood(data, least_sd)))
+    log_weight = np.asarray(likelihood(jnp.asarray(rows, jnp.float32)), float)
+    assert np.isfinite(log_weight).all()
+    weight = np.exp(log_weight - log_weight.max())
+    return folded(rows), weight / weight.sum()
+
+
+@pytest.mark.parametrize("least_sd", [1e-3, 0.1])
+def test_truth_of_slcp(least_sd):
+    """Means and second moments against rows of the prior, within four standard errors.
+
+    An effective 2,200 of a million rows, so a moment's error is .02 of a sd; those of
+    300,000 exact draws are a tenth of it. Of other data they are tens of errors off.
+    """
+    data = slcp_data(np.random.default_rng(2))
+    rows, share = weighed_slcp(data, least_sd)
+
+    def z_scores(data):
+        exact, worst = folded(slcp_posterior(data, 1_000_000, 0)), []
+        for power in (1, 2):
+            mean = share @ rows**power
+            error = np.sqrt(share**2 @ (rows**power - mean) ** 2)
+            worst.append(np.abs(mean - (exact**power).mean(axis=0)) / error)
+        return np.max(worst)
+
+    assert z_scores(data) < 4.0
+    assert z_scores(data + [0.0, 0.5]) > 8.0
+
+
+def test_figures_of_slcp():
+    """Exact draws are as good as others are; a lost mode and a shift are seen."""
+    exact = slcp_posterior(slcp_data(np.random.default_rng(0)), 200_000, 0)
+    truth = SLCPTruth.of(exact)
+    cells, chance, modes, modes_chance, away, outside = truth.figures(
+        exact[:4000]
+    ).values()
+    assert cells < 1.3 * chance
+    assert modes < 3.0 * modes_chance
+    assert away < 0.06
+    assert outside == 0.0
+    lost = exact[exact[:, 2] > 0][:4000]
+    assert truth.figures(lost)["TV of the four modes"] > 0.45
+    found = list(truth.figures(exact[:4000] * [1, 1, 1.1, 1, 1]).values())
+    assert found[0] > 2.0 * chance
+    assert found[4] > 0.2
+
+
+@pytest.mark.parametrize("method", ["DAPS", "PnP-DM", "MCGDiff"])
+def test_other_likelihoods_are_refused_in_words(method):
+    case = case_of(Gaussian(), lambda x: -jnp.sum(x**4), lambda x: {"error": 0.0})
+    run = run_case(case, method, 0, 1000.0)
+    assert "linear measurements only" in run.failure
+    assert len(run.draws) == 0
