@@ -269,17 +269,30 @@ class Part(NamedTuple):
         return self.density(block[0], t, *first)
 
 
-def product_base(parts: Sequence[tuple], num_normal: int) -> BaseFn:
+def product_base(
+    parts: Sequence[tuple], num_normal: int, row_of: np.ndarray | None = None
+) -> BaseFn:
     """Independent copies of several densities and standard normals, side by side.
 
     Args:
         parts: :class:`Part` or ``(density, dim, copies)``, in the order of the position.
         num_normal: trailing coordinates with a standard normal law at every level.
+        row_of: the row of each coordinate, ``(dim,)``, none of which parts a copy: log
+            densities are then those of the rows, ``(R,)``.
     """
     parts = [Part(*part) for part in parts]
+    num_rows = 0 if row_of is None else int(row_of.max()) + 1
+
+    def added(value, log_densities, start, dim):
+        """With those of copies that begin at ``start``, or by row."""
+        if row_of is None:
+            return value + jnp.sum(log_densities)
+        rows = row_of[start : start + dim * len(log_densities) : dim]
+        return value.at[rows].add(log_densities)
 
     def evaluate(u: jax.Array, t: jax.Array) -> Evaluation:
-        value, scores, start = jnp.zeros((), u.dtype), [], 0
+        value = jnp.zeros(() if row_of is None else (num_rows,), u.dtype)
+        scores, start = [], 0
         for part in parts:
             stop = start + part.dim * part.copies
             block = u[start:stop].reshape(part.copies, part.dim)
@@ -288,11 +301,12 @@ def product_base(parts: Sequence[tuple], num_normal: int) -> BaseFn:
                 value = value + found.log_density
             else:
                 found = part.at(block, t)
-                value = value + jnp.sum(found.log_density)
+                value = added(value, found.log_density, start, part.dim)
             scores.append(jnp.ravel(found.score))
             start = stop
         if num_normal:
-            value = value + log_reference(u[start:])
+            normal = jax.vmap(log_reference)(u[start:, None])
+            value = added(value, normal, start, 1)
             scores.append(-u[start:])
         return Evaluation(value, jnp.concatenate(scores))
 
@@ -329,26 +343,27 @@ def value_and_grad(function: Callable, forward_mode: bool) -> Callable:
     """Value and gradient with respect to the first of the arguments.
 
     Args:
-        function: with a scalar value.
+        function: its value is a scalar, or several, of which the sum is differentiated:
+            of rows that have nothing to do with one another each has its own gradient.
         forward_mode: differentiate forwards, which costs as many passes as there are
             coordinates but goes through a ``lax.while_loop``.
 
     Raises:
         ValueError: when called, where a function needs ``forward_mode`` and has it not.
     """
+
+    def total(*args):
+        value = function(*args)
+        return jnp.sum(value), value
+
     if forward_mode:
-
-        def twice(*args):
-            value = function(*args)
-            return value, value
-
-        forwards = jax.jacfwd(twice, has_aux=True)
+        forwards = jax.jacfwd(total, has_aux=True)
         return lambda *args: forwards(*args)[::-1]
-    backwards = jax.value_and_grad(function)
+    backwards = jax.grad(total, has_aux=True)
 
     def evaluate(*args):
         try:
-            return backwards(*args)
+            return backwards(*args)[::-1]
         except ValueError as error:
             if "Reverse-mode differentiation" not in str(error):
                 raise

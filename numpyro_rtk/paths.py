@@ -45,6 +45,7 @@ __all__ = [
     "plan_segments",
     "posterior_path",
     "prior_path",
+    "scores_of",
 ]
 
 
@@ -124,6 +125,11 @@ def plan_segments(
     return segments, jax.lax.rsqrt(stiffness[:, None] + second_moment[:-1])
 
 
+def scores_of(base: BaseFn) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Scores of the noised prior at many positions, ``((n, dim), t) -> (n, dim)``."""
+    return jax.vmap(lambda u, time: base(u, time).score, in_axes=(0, None))
+
+
 def calibrate_multistep(
     key: jax.Array, base: BaseFn, times: np.ndarray, dim: int, num_particles: int = 256
 ) -> tuple[Multistep, jax.Array]:
@@ -142,7 +148,7 @@ def calibrate_multistep(
     Returns:
         The coefficients, leading axis K, and ``(K + 1, dim)``, level 0 first.
     """
-    scores_at = jax.vmap(lambda u, time: base(u, time).score, in_axes=(0, None))
+    scores_at = scores_of(base)
     top = _balanced_normal(key, num_particles, dim, jnp.result_type(float))
     flow = probability_flow(scores_at, times, top)
     moments = jax.vmap(mean_square)(flow.score)
@@ -151,7 +157,7 @@ def calibrate_multistep(
 
 def calibrate(
     key: jax.Array,
-    base: BaseFn,
+    scores_at: Callable[[jax.Array, jax.Array], jax.Array],
     times: np.ndarray | jax.Array,
     dim: int,
     num_particles: int = 256,
@@ -165,7 +171,8 @@ def calibrate(
 
     Args:
         key: PRNG key.
-        base: the noised prior.
+        scores_at: of the noised prior, ``((n, dim), t) -> (n, dim)``; see
+            :func:`scores_of`.
         times: ladder, ``(K + 1,)``.
         dim: length of a position.
         num_particles: size of the population.
@@ -177,7 +184,6 @@ def calibrate(
     """
     t = jnp.asarray(times, jnp.result_type(float))
     key_top, key_down = jr.split(key)
-    scores_at = jax.vmap(lambda u, time: base(u, time).score, in_axes=(0, None))
 
     def descend(population, inputs):
         low, high, key = inputs

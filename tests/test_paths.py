@@ -102,7 +102,7 @@ def test_calibrate_finds_the_moments_of_a_gaussian(key):
     variances = np.array([0.15, 1.0, 2.0])
     base = standardised(GaussianMixture([1.0], [[0.3, 0, -1]], [np.diag(variances)]))
     times = angle_ladder(8)
-    got, _ = paths.calibrate(key, base, times, 3, num_particles=20_000)
+    got, _ = paths.calibrate(key, paths.scores_of(base), times, 3, num_particles=20_000)
     assert got.shape == (9, 3)
     a = np.exp(-times)[:, None]
     np.testing.assert_allclose(got * (a**2 * variances + 1.0 - a**2), 1.0, atol=0.05)
@@ -111,7 +111,7 @@ def test_calibrate_finds_the_moments_of_a_gaussian(key):
 def test_calibrate_gives_the_start_variance_of_wide_segments(key):
     """1 - v E[score**2] is .04 here: the sampling error of E[score**2] would be .09."""
     base = standardised(STANDARD)
-    moment, _ = paths.calibrate(key, base, TIMES, 2)
+    moment, _ = paths.calibrate(key, paths.scores_of(base), TIMES, 2)
     got = paths.plan_segments(TIMES, moment)[0].root ** 2
     a = np.exp(-np.diff(TIMES))[:, None]
     np.testing.assert_allclose(got, np.broadcast_to(1.0 - a**2, (5, 2)), rtol=0.2)
@@ -124,7 +124,7 @@ def test_calibrate_is_not_set_by_one_wild_score(key):
         def score(self, x, t):
             return jnp.where(x > 3.0, 1e6, -x)
 
-    got, _ = paths.calibrate(key, standardised(Wild()), TIMES, 1)
+    got, _ = paths.calibrate(key, paths.scores_of(standardised(Wild())), TIMES, 1)
     assert np.all(got < 5.0)
 
 

@@ -10,7 +10,14 @@ from numpyro_rtk.core.segment import Segment, noising_between
 from numpyro_rtk.core.twist import Sharpness, Twist, twist_of
 from numpyro_rtk.noise import noise_variance, signal
 
-__all__ = ["Entry", "Levels", "ParticlePlan", "particle_plan", "segments_of"]
+__all__ = [
+    "Entry",
+    "Levels",
+    "ParticlePlan",
+    "particle_plan",
+    "plan_of_rows",
+    "segments_of",
+]
 
 # The last step is not narrower than this part of its noise's variance: how narrow it is was
 # estimated.
@@ -52,6 +59,9 @@ class Entry(NamedTuple):
 
 class ParticlePlan(NamedTuple):
     """Levels, and what leads from one to the next; arrays, so that a new one is no retrace.
+
+    That of one row; of all of them (:func:`plan_of_rows`) each leaf has a further axis of
+    R, after that of levels where it has one, but for the levels' time and noise.
 
     A proposal is a reverse kernel that the twist has moved and narrowed: in units of the
     kernel's spread, along the columns of its root, ``N(lift @ parts, narrow**2)``.
@@ -100,6 +110,29 @@ def particle_plan(
     levels = Levels(time=t, signal=a, noise_variance=s2, twist=twist)
     entry = _entry(back[-1], bend[-1], sharpness.is_even)
     return ParticlePlan(levels, segments, lift, narrow, entry)
+
+
+def plan_of_rows(
+    times: jax.Array, unknown: jax.Array, sharpness: Sharpness
+) -> ParticlePlan:
+    """The plans of R rows on one ladder.
+
+    Args:
+        times: see :func:`particle_plan`.
+        unknown: likewise, the same for all rows.
+        sharpness: of each row's likelihood, leading axis R.
+    """
+    # not at once: two batched decompositions at a time can wait for one another forever
+    plan = jax.lax.map(lambda one: particle_plan(times, unknown, one), sharpness)
+    by_level = lambda tree: jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
+    levels = jax.tree.map(lambda leaf: leaf[0], plan.levels)
+    return ParticlePlan(
+        levels=levels._replace(twist=by_level(plan.levels.twist)),
+        segments=by_level(plan.segments),
+        lift=by_level(plan.lift),
+        narrow=by_level(plan.narrow),
+        entry=plan.entry,
+    )
 
 
 def segments_of(times: jax.Array, unknown: jax.Array) -> Segment:

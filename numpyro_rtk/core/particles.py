@@ -23,6 +23,10 @@ Doucet, Holenstein, JRSS-B 2010), and the next path is drawn backwards among all
 any error of the network's. All that a poor twist costs is mixing.
 Particles are resampled where their weights have become unequal, and not before: each time
 a part of them comes to descend from the current path.
+
+Of a model that is a product over rows, as of a plate, each row has its own weights, is
+resampled by itself and takes its own way back: R targets side by side, whose likelihoods
+come from one run of the model.
 """
 
 from collections.abc import Callable
@@ -58,8 +62,10 @@ class Target(NamedTuple):
     """What particles are weighed by.
 
     Attributes:
-        base: the noised prior, ``(x (dim,), t) -> Evaluation``.
-        likelihood: ``x (dim,) -> (value, gradient)`` of the log likelihood; None without.
+        base: the noised prior of R rows, ``(x (R, dim), t) -> Evaluation``, with a log
+            density ``(R,)`` and a score ``(R, dim)``.
+        likelihood: ``x (R, dim) -> (value (R,), gradient (R, dim))`` of the log
+            likelihood; None without.
         has_energy: whether the base's log densities are one; static.
     """
 
@@ -72,10 +78,10 @@ class SweepNoise(NamedTuple):
     """Random numbers of a sweep.
 
     Attributes:
-        top: standard normals at level K, ``(n, dim)``.
-        cross: of the proposals, ``(K, n, dim)``.
-        resample: uniforms, ``(K, n)``.
-        back: uniforms that choose the next path, level 0 first, ``(K + 1,)``.
+        top: standard normals at level K, ``(n, R, dim)``.
+        cross: of the proposals, ``(K, n, R, dim)``.
+        resample: uniforms, ``(K, n, R)``.
+        back: uniforms that choose the next path, level 0 first, ``(K + 1, R)``.
     """
 
     top: jax.Array
@@ -85,15 +91,20 @@ class SweepNoise(NamedTuple):
 
     @classmethod
     def draw(
-        cls, key: jax.Array, num_levels: int, num_particles: int, dim: int, dtype: Any
+        cls,
+        key: jax.Array,
+        num_levels: int,
+        num_particles: int,
+        shape: tuple[int, int],
+        dtype: Any,
     ) -> "SweepNoise":
-        """In one call, which costs time to compile."""
-        n = num_particles
+        """In one call, which costs time to compile. ``shape``: ``(R, dim)``."""
+        n, (num_rows, _) = num_particles, shape
         (top, cross), (resample, back) = draw_numbers(
             key,
             (),
-            [(n, dim), (num_levels, n, dim)],
-            [(num_levels, n), (num_levels + 1,)],
+            [(n, *shape), (num_levels, n, *shape)],
+            [(num_levels, n, num_rows), (num_levels + 1, num_rows)],
             dtype,
         )
         return cls(top, cross, resample, back)
@@ -103,13 +114,13 @@ class Sweep(NamedTuple):
     """What comes of a sweep.
 
     Attributes:
-        path: the next one, level 0 first, ``(K + 1, dim)``.
-        log_evidence: log of the product of the mean weights. Of a run that kept no path its
-            exponential is an unbiased estimate of the evidence; of one that did, the
-            inverse of its exponential is one of the evidence's inverse.
-        sample_size: effective number of particles at every level, ``(K + 1,)``.
-        log_likelihood: at the next path's end.
-        log_density: the prior's there; 0 without an energy.
+        path: the next one, level 0 first, ``(K + 1, R, dim)``.
+        log_evidence: log of the product of the mean weights, ``(R,)``. Of a run that kept
+            no path its exponential is an unbiased estimate of the evidence; of one that
+            did, the inverse of its exponential is one of the evidence's inverse.
+        sample_size: effective number of particles at every level, ``(K + 1, R)``.
+        log_likelihood: at the next path's end, ``(R,)``.
+        log_density: the prior's there, ``(R,)``; 0 without an energy.
     """
 
     path: jax.Array
@@ -120,10 +131,11 @@ class Sweep(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """The particles of one level, all that the way back needs; leading axis n.
+    """The particles of one level, all that the way back needs; leading axes n and R.
 
     ``taken`` is the log of the level's own target: its twist, and with an energy its
-    density. What a particle is worth at the next level is counted from it.
+    density. What a particle is worth at the next level is counted from it. ``sample_size``
+    is that of each row, as a part of n.
     """
 
     position: jax.Array
@@ -149,61 +161,82 @@ def sweep(
 
     Args:
         noise: random numbers of a sweep.
-        path: the current one, ``(K + 1, dim)``; it is particle 0 all the way. None: there
-            is none, and the sweep is a plain sequential Monte Carlo run.
+        path: the current one, ``(K + 1, R, dim)``; it is particle 0 all the way. None:
+            there is none, and the sweep is a plain sequential Monte Carlo run.
         target: what particles are weighed by.
         plan: levels and segments.
     """
-    is_kept = path is not None
-    keep = lambda x, row: x.at[0].set(row) if is_kept else x
-    everyone = jnp.arange(len(noise.top))
+    keep = (lambda x, row: x) if path is None else (lambda x, row: x.at[0].set(row))
 
     def down(carry, inputs):
         x, log_weight = carry
-        cross, uniforms, segment, lift, narrow, level, row = inputs
+        noise, uniforms, (segment, lift, narrow), level, row = inputs
         score, taken, parts = _weigh(x, target, level)
         log_weight = _usable(log_weight + taken)
-        here = _Level(x, score, taken, log_weight, sample_size(log_weight))
-        chosen = _choose(log_weight, uniforms)
-        chosen = chosen.at[0].set(0) if is_kept else chosen
-        chosen = jnp.where(here.is_resampled, chosen, everyone)
+        here = _Level(x, score, taken, log_weight, _by_row(sample_size)(log_weight))
+        chosen = _ancestors(here, uniforms, keep)
         log_weight = _after(log_weight, here.is_resampled)
-        x, score, taken, parts = (leaf[chosen] for leaf in (x, score, taken, parts))
-        mean = jax.vmap(proposal_mean, in_axes=(None, 0, 0))(segment, x, score)
-        shift = jax.vmap(stretch, in_axes=(None, 0))(lift, parts)
+        x, score, taken, parts = (
+            _taken(leaf, chosen) for leaf in (x, score, taken, parts)
+        )
+        mean = _of_each(proposal_mean, segment, x, score)
+        shift = _of_each(stretch, lift, parts)
         # in units of the reverse kernel's spread
-        step = _proposed(shift, narrow, cross)
-        if is_kept:
-            step = step.at[0].set(stretch(segment.inverse_root, row - mean[0]))
-        z = keep(mean + jax.vmap(stretch, in_axes=(None, 0))(segment.root, step), row)
+        step = _proposed(shift, narrow, noise)
+        step = keep(step, jax.vmap(stretch)(segment.inverse_root, row - mean[0]))
+        z = keep(mean + _of_each(stretch, segment.root, step), row)
         log_weight = log_weight - _log_proposed(shift, narrow, step) - taken
         if target.has_energy:
-            misfit = jax.vmap(noising_misfit, in_axes=(None, 0, 0))(segment, x, z)
-            log_weight = log_weight - misfit + log_volume_ratio(segment)
+            misfit = _of_each(noising_misfit, segment, x, z)
+            log_weight = log_weight - misfit + log_volume_ratio(segment)[None]
         else:
-            log_weight = log_weight - 0.5 * jnp.sum(jnp.square(step), axis=1)
+            log_weight = log_weight - 0.5 * jnp.sum(jnp.square(step), axis=-1)
         return (z, log_weight), here
 
-    x, log_weight = _entered(noise.top, path[-1] if is_kept else None, target, plan)
+    top = _entered(noise.top, None if path is None else path[-1], target, plan)
     upper = jax.tree.map(lambda leaf: leaf[1:], plan.levels)
-    rows = path[:-1] if is_kept else jnp.zeros_like(noise.cross[:, 0])
+    rows = jnp.zeros_like(noise.cross[:, 0]) if path is None else path[:-1]
     kernels = (plan.segments, plan.lift, plan.narrow)
-    inputs = (noise.cross, noise.resample, *kernels, upper, rows)
-    (x, log_weight), above = jax.lax.scan(down, (x, log_weight), inputs, reverse=True)
+    inputs = (noise.cross, noise.resample, kernels, upper, rows)
+    (x, log_weight), above = jax.lax.scan(down, top, inputs, reverse=True)
     log_prior, log_likelihood = _at_bottom(x, target)
     log_weight = _usable(log_weight + log_prior + log_likelihood)
-    chosen = _choose(log_weight, noise.back[0])
-    log_mean = jax.nn.logsumexp(above.log_weight, axis=1)
-    log_mean = jnp.where(above.is_resampled, log_mean - jnp.log(len(x)), 0.0)
-    last = jax.nn.logsumexp(log_weight) - jnp.log(len(x))
-    size = jnp.append(sample_size(log_weight), above.sample_size)
+    chosen = jax.vmap(_choose, in_axes=(1, 0))(log_weight, noise.back[0])
+    log_mean = jax.nn.logsumexp(above.log_weight, axis=1) - jnp.log(len(x))
+    log_mean = jnp.where(above.is_resampled, log_mean, 0.0)
+    last = jax.nn.logsumexp(log_weight, axis=0) - jnp.log(len(x))
+    size = jnp.concatenate([_by_row(sample_size)(log_weight)[None], above.sample_size])
     return Sweep(
-        path=_way_back(noise.back[1:], x[chosen], above, target, plan.segments),
-        log_evidence=last + jnp.sum(log_mean),
+        path=_way_back(noise.back[1:], _taken(x, chosen), above, target, plan.segments),
+        log_evidence=last + jnp.sum(log_mean, axis=0),
         sample_size=len(x) * size,
-        log_likelihood=log_likelihood[chosen],
-        log_density=log_prior[chosen],
+        log_likelihood=_taken(log_likelihood, chosen),
+        log_density=_taken(log_prior, chosen),
     )
+
+
+def _by_row(function: Callable) -> Callable:
+    """Of all particles of each row: ``(n, R) -> (R,)``."""
+    return jax.vmap(function, in_axes=1)
+
+
+def _of_each(function: Callable, by_row: Any, *each: jax.Array) -> jax.Array:
+    """Of every particle of every row: the first argument ``(R, ...)``, others n by R."""
+    of_rows = jax.vmap(function)
+    return jax.vmap(lambda *one: of_rows(by_row, *one))(*each)
+
+
+def _taken(leaf: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Particles of each row, by indices ``(..., R)`` among ``(n, R, ...)``."""
+    index = jnp.arange(leaf.shape[1])
+    return leaf[chosen, jnp.broadcast_to(index, chosen.shape)]
+
+
+def _ancestors(here: _Level, uniforms: jax.Array, keep: Callable) -> jax.Array:
+    """Whom each particle goes on from, ``(n, R)``; itself where none are resampled."""
+    chosen = jax.vmap(_choose, in_axes=1, out_axes=1)(here.log_weight, uniforms)
+    everyone = jnp.arange(len(chosen))[:, None]
+    return jnp.where(here.is_resampled[None], keep(chosen, 0), everyone)
 
 
 def _entered(noise, row, target: Target, plan: ParticlePlan):
@@ -212,21 +245,22 @@ def _entered(noise, row, target: Target, plan: ParticlePlan):
     shift = zero[None]
     if target.likelihood is not None:
         top = jax.tree.map(lambda leaf: leaf[-1], plan.levels.twist)
-        _, parts = look_ahead(top, *target.likelihood(zero))
-        shift = stretch(entry.lift, parts)[None]
+        _, parts = jax.vmap(look_ahead)(top, *target.likelihood(zero))
+        shift = jax.vmap(stretch)(entry.lift, parts)[None]
     step = _proposed(shift, entry.narrow, noise)
     if row is not None:
-        step = step.at[0].set(stretch(entry.axes.T, row))
-    x = jax.vmap(stretch, in_axes=(None, 0))(entry.axes, step)
+        back = jax.vmap(lambda axes, row: stretch(axes.T, row))
+        step = step.at[0].set(back(entry.axes, row))
+    x = _of_each(stretch, entry.axes, step)
     x = x if row is None else x.at[0].set(row)
-    log_weight = -_log_proposed(shift, entry.narrow, step) - log_reference(zero)
+    log_weight = -_log_proposed(shift, entry.narrow, step) - log_reference(zero[0])
     if not target.has_energy:
-        log_weight = log_weight + jax.vmap(log_reference)(x)
+        log_weight = log_weight + jax.vmap(jax.vmap(log_reference))(x)
     return x, log_weight
 
 
 def _way_back(uniforms, bottom, above: _Level, target, segments) -> jax.Array:
-    """From a particle of level 0 up, each level's in proportion to what led here.
+    """From particles of level 0 up, each level's in proportion to what led here.
 
     Where nothing was resampled as well: the particles of such a level, each with the way it
     came since they last were, are independent proposals of the path's upper part, and the
@@ -238,29 +272,29 @@ def _way_back(uniforms, bottom, above: _Level, target, segments) -> jax.Array:
         z = jnp.broadcast_to(below[None], level.position.shape)
         led_here = _transition(segment, target, z, level.position, level.score)
         log_weight = _usable(level.log_weight - level.taken + led_here)
-        chosen = level.position[_choose(log_weight, uniform)]
-        return chosen, chosen
+        chosen = jax.vmap(_choose, in_axes=(1, 0))(log_weight, uniform)
+        here = _taken(level.position, chosen)
+        return here, here
 
     _, rest = jax.lax.scan(up, bottom, (uniforms, segments, above))
     return jnp.concatenate([bottom[None], rest])
 
 
 def _weigh(x, target: Target, level: Levels):
-    """Scores at particles ``(n, dim)``, the level's own target, the twist's parts."""
+    """Scores at particles ``(n, R, dim)``, the level's own target, the twist's parts."""
     prior = jax.vmap(target.base, in_axes=(0, None))(x, level.time)
-    taken = prior.log_density if target.has_energy else jnp.zeros(len(x), x.dtype)
+    taken = prior.log_density if target.has_energy else jnp.zeros(x.shape[:2], x.dtype)
     if target.likelihood is None:
         return prior.score, taken, jnp.zeros_like(x)
     clean = (x + level.noise_variance * prior.score) / level.signal
     value, gradient = jax.vmap(target.likelihood)(clean)
-    twisted = jax.vmap(look_ahead, in_axes=(None, 0, 0))
-    twist, parts = twisted(level.twist, value, gradient)
+    twist, parts = _of_each(look_ahead, level.twist, value, gradient)
     return prior.score, taken + twist, parts
 
 
 def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
     """Log densities of the prior (0 without an energy) and log likelihoods at level 0."""
-    nothing = jnp.zeros(len(x), x.dtype)
+    nothing = jnp.zeros(x.shape[:2], x.dtype)
     log_prior = log_likelihood = nothing
     if target.has_energy:
         base = jax.vmap(target.base, in_axes=(0, None))
@@ -271,21 +305,22 @@ def _at_bottom(x, target: Target) -> tuple[jax.Array, jax.Array]:
 
 
 def _proposed(shift: jax.Array, narrow: jax.Array, noise: jax.Array) -> jax.Array:
-    """Draws of the proposals, from standard normals; all ``(n, dim)``."""
+    """Draws of the proposals, from standard normals; all ``(n, R, dim)``."""
     return shift + narrow[None] * noise
 
 
 def _log_proposed(shift: jax.Array, narrow: jax.Array, step: jax.Array) -> jax.Array:
-    """Their log densities ``(n,)``, but for the constant of a normal's volume."""
+    """Their log densities ``(n, R)``, but for the constant of a normal's volume."""
     noise = (step - shift) / narrow[None]
-    return -0.5 * jnp.sum(jnp.square(noise), axis=1) - jnp.sum(jnp.log(narrow))
+    volume = jnp.sum(jnp.log(narrow), axis=-1)
+    return -0.5 * jnp.sum(jnp.square(noise), axis=-1) - volume[None]
 
 
 def _transition(segment: Segment, target: Target, z, x, score) -> jax.Array:
-    """Log density that leads from x to z, of the extended target; ``(n,)``."""
+    """Log density that leads from x to z, of the extended target; ``(n, R)``."""
     if target.has_energy:
-        return jax.vmap(log_noising, in_axes=(None, 0, 0))(segment, x, z)
-    return jax.vmap(log_proposal, in_axes=(None, 0, 0, 0))(segment, z, x, score)
+        return _of_each(log_noising, segment, x, z)
+    return _of_each(log_proposal, segment, z, x, score)
 
 
 def _choose(log_weight: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -305,14 +340,14 @@ def _usable(log_weight: jax.Array) -> jax.Array:
 
 
 def noised(noise: jax.Array, bottom: jax.Array, segments: Segment) -> jax.Array:
-    """A path ``(K + 1, dim)`` from ``bottom`` ``(dim,)`` up, from normals ``(K, dim)``.
+    """A path ``(K + 1, R, dim)`` from ``bottom`` ``(R, dim)`` up, from ``(K, R, dim)``.
 
     With an energy these are the levels above a draw, given the draw.
     """
 
     def up(x, inputs):
-        segment, normal = inputs
-        x = sample_noising(segment, x, normal)
+        segment, normals = inputs
+        x = jax.vmap(sample_noising)(segment, x, normals)
         return x, x
 
     _, rest = jax.lax.scan(up, bottom, (segments, noise))

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from numpyro_rtk.core.covariance import diagonal_of, stretch
+from numpyro_rtk.core.covariance import diagonal_of, like, stretch
 
 __all__ = [
     "LikelihoodFn",
@@ -51,11 +51,11 @@ _LEAST_CURVATURE, _TINY = 1e-7, 1e-30
 _NUM_PROBES = 16
 
 LikelihoodFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-"""``x (dim,) -> (value, gradient)`` of the log likelihood."""
+"""``x (R, dim) -> (value (R,), gradient (R, dim))`` of R rows' log likelihoods."""
 
 
 class Sharpness(NamedTuple):
-    """What twists take the likelihood for.
+    """What twists take the likelihood for; of one row, or with a leading axis R.
 
     Attributes:
         variance: c; where directions differ, the least that one is known to.
@@ -85,49 +85,65 @@ class Twist(NamedTuple):
     peak: jax.Array
 
 
-def even_sharpness(variance: jax.Array, dim: int, *, dense: bool) -> Sharpness:
-    """Of c alone."""
-    nothing = jnp.zeros((dim, dim) if dense else (dim,), variance.dtype)
-    return Sharpness(variance, nothing, jnp.zeros_like(variance), jnp.array(True))
+def even_sharpness(
+    variance: jax.Array, shape: tuple[int, int], *, dense: bool
+) -> Sharpness:
+    """Of c alone, the same for all rows; ``shape``: ``(R, dim)``."""
+    num_rows, dim = shape
+    nothing = jnp.zeros((num_rows, dim, dim) if dense else shape, variance.dtype)
+    c = jnp.broadcast_to(variance, (num_rows,))
+    return Sharpness(c, nothing, jnp.zeros_like(c), jnp.ones(num_rows, bool))
 
 
 def sharpness_at(
     likelihood: LikelihoodFn, position: jax.Array, *, dense: bool, forward_mode: bool
 ) -> Sharpness:
-    """The likelihood's mean curvature at positions, as far as it is one.
+    """The mean curvatures of rows' likelihoods at positions, as far as they are one.
 
     Args:
         likelihood: see :data:`LikelihoodFn`; differentiable once more.
-        position: ``(n, dim)``.
+        position: ``(n, R, dim)``.
         dense: whether curvatures are matrices.
         forward_mode: how to differentiate.
     """
-    dim = position.shape[1]
+    shape, dtype = position.shape[1:], position.dtype
     value, gradient = jax.vmap(likelihood)(position)
-    directions = jnp.eye(dim, dtype=position.dtype)
+    # one direction in all rows at a time: no row's gradient depends on another's values
+    directions = jnp.eye(shape[1], dtype=dtype)
     if not dense:
-        directions = jr.rademacher(jr.key(0), (_NUM_PROBES, dim), position.dtype)
+        directions = jr.rademacher(jr.key(0), (_NUM_PROBES, shape[1]), dtype)
+    directions = jnp.broadcast_to(directions[:, None], (len(directions), *shape))
 
     def at(x):
         by = lambda z: _second_derivative(likelihood, x, z, forward_mode)
         rows = jax.vmap(by)(directions)
-        return rows if dense else jnp.mean(directions * rows, axis=0)
+        return (
+            jnp.swapaxes(rows, 0, 1) if dense else jnp.mean(directions * rows, axis=0)
+        )
 
     bend = jax.lax.map(at, position)
-    usable = jnp.isfinite(value + jnp.sum(bend, axis=tuple(range(1, bend.ndim))))
-    usable = usable & jnp.all(jnp.isfinite(gradient), axis=1)
-    bend = jnp.where(usable.reshape((-1,) + (1,) * (bend.ndim - 1)), bend, 0.0)
-    bend = -jnp.sum(bend, axis=0) / jnp.maximum(jnp.sum(usable), 1)
-    spread, axes = _eigen(bend)
-    curvature = spread if axes is None else (axes * spread[None]) @ axes.T
-    best = jnp.argmax(jnp.where(usable, value, -jnp.inf))
+    usable = jnp.isfinite(value + jnp.sum(bend, axis=tuple(range(2, bend.ndim))))
+    usable = usable & jnp.all(jnp.isfinite(gradient), axis=2)
+    bend = jnp.where(usable.reshape(usable.shape + (1,) * (bend.ndim - 2)), bend, 0.0)
+    count = jnp.maximum(jnp.sum(usable, axis=0), 1)
+    bend = -jnp.sum(bend, axis=0) / like(count.astype(dtype), bend[0])
+    best = jnp.argmax(jnp.where(usable, value, -jnp.inf), axis=0)
+    at_best = lambda leaf: leaf[best, jnp.arange(shape[0])]
+    curvature, variance, step = jax.lax.map(_of_one_row, (bend, at_best(gradient)))
     # one step of Newton's method: of a Gaussian to its peak
-    parts = gradient[best] if axes is None else gradient[best] @ axes
-    step = parts / spread if axes is None else axes @ (parts / spread)
-    ahead, _ = likelihood(position[best] + step)
-    peak = jnp.where(ahead > value[best], ahead, value[best])
-    variance = 1.0 / jnp.max(spread)
-    return Sharpness(variance, curvature, peak, jnp.array(False))
+    ahead, _ = likelihood(at_best(position) + step)
+    peak = jnp.where(ahead > at_best(value), ahead, at_best(value))
+    return Sharpness(variance, curvature, peak, jnp.zeros(shape[0], bool))
+
+
+def _of_one_row(row: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A curvature that is none below the least, 1 / its largest, a step to the peak."""
+    bend, gradient = row
+    spread, axes = _eigen(bend)
+    if axes is None:
+        return spread, 1.0 / jnp.max(spread), gradient / spread
+    curvature = (axes * spread[None]) @ axes.T
+    return curvature, 1.0 / jnp.max(spread), axes @ ((gradient @ axes) / spread)
 
 
 def _second_derivative(likelihood: LikelihoodFn, x, z, forward_mode: bool):

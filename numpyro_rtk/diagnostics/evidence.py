@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from scipy.special import logsumexp
 
 from numpyro_rtk.diagnostics.finished import (
     exchange_field,
@@ -60,11 +61,11 @@ def log_evidence(mcmc: Any) -> tuple[float, float]:
 def _by_particles(mcmc: Any) -> tuple[float, float]:
     """From the mean of the inverse estimates."""
     estimate = field_of(mcmc, "log_evidence")
-    middle = estimate.mean()
-    inverse = np.exp(middle - estimate)
-    by_chain = middle - np.log(inverse.mean(axis=1))
-    value = middle - np.log(inverse.mean())
-    return float(value), _error(by_chain, -inverse / inverse.mean())
+    by_chain = np.log(estimate.shape[1]) - logsumexp(-estimate, axis=1)
+    value = np.log(estimate.size) - logsumexp(-estimate)
+    # as parts of their mean: estimates may differ by more than an exponent holds
+    inverse = np.exp(value - estimate)
+    return float(value), _error(by_chain, -inverse)
 
 
 def _bridge(mcmc: Any) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpyro.diagnostics import split_gelman_rubin
 
 from numpyro_rtk.diagnostics.evidence import UNKNOWN, log_evidence
 from numpyro_rtk.diagnostics.finished import field_of, said
@@ -12,6 +13,8 @@ __all__ = ["ParticleDiagnosis", "diagnose_particles"]
 # A chain that moves less often than this, and a level with a smaller part of its particles.
 _STAYS, _DEGENERATE, _FEW = 0.5, 0.1, 4.0
 _DIVERGING = 0.01
+_LARGEST_RHAT, _FEW_DRAWS = 1.1, 100
+_NAMED = 10  # rows that a sentence lists
 # Nats that the law of a ladder may be from that of a very fine one, in all and by
 # coordinate. At 1 the spreads of a mixture in 64 dimensions are a twentieth too narrow, at
 # .1 by coordinate that of two that are correlated an eighth too wide.
@@ -24,7 +27,8 @@ class ParticleDiagnosis(NamedTuple):
     """What :func:`diagnose` found of particles; ``print`` it.
 
     Attributes:
-        moved: share of the draws that moved, of each chain, ``(chains,)``.
+        moved: share of the draws that moved, of each chain and each row that is decided
+            about by itself, ``(chains, R)``.
         sample_size: mean effective number of particles at every level, ``(K + 1,)``.
         num_particles: n.
         law_gap: nats of the Kullback-Leibler divergence, about, of the law that a score
@@ -33,6 +37,8 @@ class ParticleDiagnosis(NamedTuple):
         is_of_score: whether there was a score alone.
         dim: numbers of a draw.
         log_evidence: estimate and its standard error; see :func:`log_evidence`.
+        rhat: largest split R-hat of a latent coordinate; NaN for fewer than 100 draws.
+        apart: which coordinate that is, such as ``x[3,0]``.
         problems: sentences that say what is wrong and what to change; empty if nothing.
         limits: what no diagnostic of this run can exclude.
     """
@@ -44,6 +50,8 @@ class ParticleDiagnosis(NamedTuple):
     is_of_score: bool
     dim: int
     log_evidence: tuple[float, float]
+    rhat: float
+    apart: str
     problems: tuple[str, ...]
     limits: tuple[str, ...]
 
@@ -65,21 +73,25 @@ def diagnose_particles(mcmc: Any) -> ParticleDiagnosis:
     """The report of :func:`diagnose` on an ``RTKParticleGibbs`` run."""
     kernel = mcmc.sampler
     adapt = mcmc.last_state.adapt_state
+    rhat, apart = _most_apart(mcmc.get_samples(group_by_chain=True))
     found = ParticleDiagnosis(
-        moved=field_of(mcmc, "accept_prob").mean(axis=1),
+        moved=np.atleast_2d(np.asarray(mcmc.last_state.row_accept_prob)),
         sample_size=field_of(mcmc, "sample_size").mean(axis=(0, 1)),
         num_particles=kernel.num_particles,
         law_gap=float(np.max(np.asarray(adapt.law_gap), initial=0.0)),
         is_of_score=not kernel.has_energy,
         dim=mcmc.last_state.path.shape[-1],
         log_evidence=log_evidence(mcmc),
+        rhat=rhat,
+        apart=apart,
         problems=(),
         limits=(),
     )
     diverging = float(field_of(mcmc, "diverging").mean())
-    says = (_says_stays, _says_degenerate, _says_unknown, _says_coarse)
+    says = (_says_stays, _says_apart, _says_degenerate, _says_unknown, _says_coarse)
     problems = list(said(says, found))
-    if not kernel.has_energy and np.ptp(np.asarray(adapt.likelihood_variance)) > 0.0:
+    times = np.atleast_2d(np.asarray(adapt.times))
+    if not kernel.has_energy and np.any(np.ptp(times, axis=0) > 0.0):
         problems.append(
             "The chains have different levels, chosen beside different values of the other "
             "sites: with a score alone they have different laws. Give "
@@ -97,10 +109,44 @@ def diagnose_particles(mcmc: Any) -> ParticleDiagnosis:
 def _says_stays(found: ParticleDiagnosis) -> str | None:
     if found.moved.min() >= _STAYS or found.num_particles == 1:
         return None
+    num_rows, who = found.moved.shape[1], "Some chain moves"
+    if num_rows > 1:
+        rows = np.flatnonzero(found.moved.min(axis=0) < _STAYS)
+        named = ", ".join(map(str, rows[:_NAMED])) + (", ..." * (len(rows) > _NAMED))
+        who = f"{len(rows)} of {num_rows} rows ({named}) move, in some chain,"
     return (
-        f"Some chain moves in {100 * found.moved.min():.0f} % of its draws alone: no fresh "
+        f"{who} in {100 * found.moved.min():.0f} % of its draws alone: no fresh "
         "particle is worth as much as the path it has. Give more `num_particles`, or more "
         "`num_levels`."
+    )
+
+
+def _most_apart(samples: Any) -> tuple[float, str]:
+    """The largest R-hat among the draws' coordinates, and the name of that one."""
+    sites = samples if isinstance(samples, dict) else {"x": samples}
+    worst, name = np.nan, ""
+    for site, value in sites.items():
+        value = np.asarray(value, np.float64)
+        flat = value.reshape(*value.shape[:2], -1)
+        varies = np.ptp(flat, axis=(0, 1)) > 0.0
+        if value.shape[1] < _FEW_DRAWS or not varies.any():
+            continue
+        rhat = np.where(varies, split_gelman_rubin(np.where(varies, flat, 0.0)), 1.0)
+        place = int(np.nanargmax(rhat))
+        if not rhat[place] <= worst:
+            index = np.unravel_index(place, value.shape[2:])
+            worst = float(rhat[place])
+            name = f"{site}[{','.join(map(str, index))}]" if index else site
+    return worst, name
+
+
+def _says_apart(found: ParticleDiagnosis) -> str | None:
+    if not found.rhat > _LARGEST_RHAT:
+        return None
+    return (
+        f"The chains do not agree: R-hat is {found.rhat:.2f} for `{found.apart}`. Draws "
+        "move in the neighbourhood of a mode and seldom to another. Give four times the "
+        "`num_particles`, or run longer."
     )
 
 

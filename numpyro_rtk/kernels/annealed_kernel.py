@@ -227,7 +227,9 @@ class AnnealedKernel(PathKernel):
         dim = self._problem.dim
         multistep, moment = fitted or (
             None,
-            paths.calibrate(key_moment, bound.base, self._options.times, dim)[0],
+            paths.calibrate(
+                key_moment, paths.scores_of(bound.base), self._options.times, dim
+            )[0],
         )
         adapt = AdaptState(*first_adaptation(self._method, moment, multistep, frame))
         run = lambda k, c: self._run(k, bound, adapt._replace(likelihood_variance=c))

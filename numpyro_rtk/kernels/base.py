@@ -54,6 +54,9 @@ class PathKernel(MCMCKernel):
     the guarantee.
     """
 
+    # Whether independent rows of a plate are decided about each by itself.
+    _decides_by_row = False
+
     def __init__(
         self,
         model: Callable | None,
@@ -131,7 +134,9 @@ class PathKernel(MCMCKernel):
         self._num_warmup = num_warmup
         if not_jax_tracer(rng_key):
             make_room()
-        problem_facts = self._problem.setup(first_key, model_args, kwargs)
+        problem_facts = self._problem.setup(
+            first_key, model_args, kwargs, by_row=self._decides_by_row
+        )
         self._check()
 
         def start(key, params, origin, args, kwargs):
@@ -217,9 +222,12 @@ class PathKernel(MCMCKernel):
 
     def _mean_accept_prob(self, state: Any, accept_prob: jax.Array) -> jax.Array:
         """The running mean within warm-up, or after it, with this draw's."""
-        num, mean = state.i + 1, state.mean_accept_prob
+        return self._mean_of_phase(state, state.mean_accept_prob, accept_prob)
+
+    def _mean_of_phase(self, state: Any, mean: jax.Array, new: jax.Array) -> jax.Array:
+        num = state.i + 1
         num = jnp.where(num > self._num_warmup, num - self._num_warmup, num)
-        return mean + (accept_prob - mean) / num
+        return mean + (new - mean) / num
 
     def sample(self, state: Any, model_args: tuple, model_kwargs: dict | None) -> Any:
         """One draw (with vectorised chains: one per chain)."""

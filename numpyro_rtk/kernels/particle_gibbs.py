@@ -65,6 +65,12 @@ class RTKParticleGibbs(PathKernel):
     the smallest effective sample size along the ladder, ``sample_size``, says how close
     that is.
 
+    In a plate whose rows are independent each row has particles' weights of its own: a
+    thousand of them mix as one does. Rows are independent where every latent site stands
+    in the plate and every term of the model is computed from one row's values (proved on
+    the model's own program; where in doubt, all rows are one). With sites that rows share
+    take NumPyro's ``Gibbs``, and these sites by NUTS.
+
     ``log_evidence`` of a draw is the log of :math:`\hat Z`, whose *inverse* is an unbiased
     estimate of the evidence's inverse in a stationary chain.
 
@@ -97,6 +103,8 @@ class RTKParticleGibbs(PathKernel):
         *Practical and asymptotically exact conditional sampling in diffusion models*,
         NeurIPS 2023, arXiv 2306.17775: the twist.
     """
+
+    _decides_by_row = True
 
     def __init__(
         self,
@@ -188,7 +196,8 @@ class RTKParticleGibbs(PathKernel):
         """
         chosen = self.has_likelihood and self._likelihood_variance is None
         runs = NUM_CHOICE_RUNS * chosen + NUM_RUNS * num_chains
-        measured = num_spread_evals(self._times, dim, dense=self._is_dense(dim))
+        shape = self._problem.rows.shape if self._problem.is_noted else (1, dim)
+        measured = num_spread_evals(self._times, shape, dense=self._is_dense(shape))
         return measured + runs * self.num_evals
 
     @property
@@ -229,10 +238,10 @@ class RTKParticleGibbs(PathKernel):
         key_prior, key_moment, key_variance = jr.split(jr.key(_LAW), 3)
         frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
         bound = self._problem.bind(args, kwargs, frame)
-        dim, num_ordinary = self._problem.dim, self._problem.num_ordinary
-        dense, base = self._is_dense(dim), bound.base
-        prior = spread_of(key_moment, base, self._times, dim, num_ordinary, dense=dense)
-        target = self._target(bound)
+        rows, target = self._problem.rows, self._target(bound)
+        dense = self._is_dense(rows.shape)
+        at = (target.base, self._times, rows.shape, rows.num_ordinary)
+        prior = spread_of(key_moment, *at, dense=dense)
         sharpness = self._sharpness(key_variance, prior, target)
         plan, zero = self._plan(prior, sharpness), jnp.zeros((), frame.origin.dtype)
         adapt = ParticleAdaptState(
@@ -248,9 +257,9 @@ class RTKParticleGibbs(PathKernel):
         self, key: jax.Array, prior: PriorSpread, target: Target
     ) -> Sharpness:
         """What particles look ahead by: the option's c, or the best that can be found."""
-        dim, dtype = self._problem.dim, prior.times.dtype
-        dense, given = self._is_dense(dim), self._likelihood_variance
-        even = partial(even_sharpness, dim=dim, dense=dense)
+        shape, dtype = self._problem.rows.shape, prior.times.dtype
+        dense, given = self._is_dense(shape), self._likelihood_variance
+        even = partial(even_sharpness, shape=shape, dense=dense)
         if target.likelihood is None or given is not None:
             return even(jnp.asarray(1.0 if given is None else given, dtype))
         run = lambda key, sharpness: self._sweep(
@@ -263,26 +272,26 @@ class RTKParticleGibbs(PathKernel):
             forward_mode=self._problem.forward_mode,
         )
         try:
-            jax.eval_shape(curved, jax.ShapeDtypeStruct((1, dim), dtype))
+            jax.eval_shape(curved, jax.ShapeDtypeStruct((1, *shape), dtype))
         except Exception:  # whatever a function of the user's may raise without one
             curved = None
-        return choose_sharpness(key, run, dim, even, curved)
+        return choose_sharpness(key, run, shape, even, curved)
 
-    def _is_dense(self, dim: int) -> bool:
-        return dim <= _LARGEST_DENSE if self._dense is None else self._dense
+    def _is_dense(self, shape: tuple[int, int]) -> bool:
+        return shape[1] <= _LARGEST_DENSE if self._dense is None else self._dense
 
     def _init_one(self, key, init_params, args, kwargs, adapt, plan, bound: Bound):
         key, key_path, key_up = jr.split(key, 3)
-        target = self._target(bound)
+        target, rows = self._target(bound), self._problem.rows
         run = lambda key: self._sweep(key, None, target, plan)
         path, has_start = first_path(key_path, run)
-        z = bound.unflatten(path[0])
+        z = bound.unflatten(rows.join(path[0]))
         if init_params is not None:
             z = self._start_from(init_params, args, kwargs, z)
             noise = jr.normal(key_up, path[1:].shape, path.dtype)
-            path = noised(noise, bound.flatten(z), plan.segments)
+            path = noised(noise, rows.split(bound.flatten(z)), plan.segments)
             has_start = True  # if it has a density, which is asked below of all
-        log_density = bound.at_ground(path[0]).log_density
+        log_density = bound.at_ground(rows.join(path[0])).log_density
         zero = jnp.zeros((), path.dtype)
         state = ParticleState(
             i=jnp.zeros((), int),
@@ -294,6 +303,7 @@ class RTKParticleGibbs(PathKernel):
             sample_size=jnp.zeros(self.num_levels + 1, path.dtype),
             log_evidence=zero,
             mean_accept_prob=zero,
+            row_accept_prob=jnp.zeros(rows.num, path.dtype),
             path=path,
             adapt_state=adapt,
             shared=None,  # type: ignore[arg-type]
@@ -307,14 +317,14 @@ class RTKParticleGibbs(PathKernel):
         return plan_at(prior, times, sharpness, follows_likelihood=follows)
 
     def _target(self, bound: Bound) -> Target:
-        likelihood = bound.log_likelihood
+        likelihood = bound.by_row.log_likelihood
         if likelihood is not None:
             likelihood = value_and_grad(likelihood, self._problem.forward_mode)
-        return Target(bound.base, likelihood, self._problem.has_energy)
+        return Target(bound.by_row.base, likelihood, self._problem.has_energy)
 
     def _sweep(self, key, path, target: Target, plan: ParticlePlan) -> Sweep:
-        dim, dtype = plan.segments.shift.shape[1], plan.levels.time.dtype
-        noise = SweepNoise.draw(key, self.num_levels, self._num_particles, dim, dtype)
+        shape, dtype = self._problem.rows.shape, plan.levels.time.dtype
+        noise = SweepNoise.draw(key, self.num_levels, self._num_particles, shape, dtype)
         return sweep(noise, path, target, plan)
 
     def sample(
@@ -334,25 +344,35 @@ class RTKParticleGibbs(PathKernel):
     def _sample_one(self, state: ParticleState, args: tuple, kwargs: dict):
         adapt = state.adapt_state
         bound = self._problem.bind(args, kwargs, adapt.frame)
-        plan = state.shared
+        plan, rows = state.shared, self._problem.rows
         key, key_up, key_sweep = jr.split(state.rng_key, 3)
-        before = bound.flatten(state.z)
+        before = rows.split(bound.flatten(state.z))
         path = self._path_of(key_up, before, state, plan)
         found = self._sweep(key_sweep, path, self._target(bound), plan)
-        # a draw that did not move must stay what it was, to the last bit
-        moved = jnp.any(found.path[0] != before)
-        z = accept(moved, bound.unflatten(found.path[0]), state.z)
-        log_density = found.log_density + found.log_likelihood
-        accept_prob = moved.astype(log_density.dtype)
+        # a row that did not move must stay what it was, to the last bit
+        moved = jnp.any(found.path[0] != before, axis=1)
+        is_new = rows.join(jnp.broadcast_to(moved[:, None], before.shape))
+        z = jax.tree.map(
+            jnp.where,
+            self._problem.as_values(is_new),
+            bound.unflatten(rows.join(found.path[0])),
+            state.z,
+        )
+        log_density = jnp.sum(found.log_density + found.log_likelihood)
+        row_moved = moved.astype(log_density.dtype)
+        accept_prob = jnp.mean(row_moved)
         return state._replace(
             i=state.i + 1,
             z=z,
             potential_energy=bound.energy(log_density),
             accept_prob=accept_prob,
             diverging=~jnp.isfinite(log_density),
-            sample_size=found.sample_size,
-            log_evidence=found.log_evidence + jnp.sum(bound.log_offset),
+            sample_size=jnp.min(found.sample_size, axis=1),
+            log_evidence=jnp.sum(found.log_evidence) + jnp.sum(bound.log_offset),
             mean_accept_prob=self._mean_accept_prob(state, accept_prob),
+            row_accept_prob=self._mean_of_phase(
+                state, state.row_accept_prob, row_moved
+            ),
             path=found.path,
             adapt_state=self._learn(adapt, state.i, z),
             rng_key=key,
@@ -364,7 +384,7 @@ class RTKParticleGibbs(PathKernel):
         With an energy the levels above the draw are its noisings, whatever the data: they
         are drawn anew. So they are in warm-up, where the frame may have moved.
         """
-        shape = (self.num_levels, len(bottom))
+        shape = (self.num_levels, *bottom.shape)
         fresh = noised(jr.normal(key, shape, bottom.dtype), bottom, plan.segments)
         if self._problem.has_energy:
             return fresh

@@ -1,13 +1,16 @@
 """Measuring how the prior spreads at every level, for the reverse kernels of particles."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from numpyro_rtk import paths
 from numpyro_rtk.core.curvature import covariance_of
+from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.warmup.prior_spread import PriorSpread
-from numpyro_rtk.density import BaseFn
 from numpyro_rtk.noise import (
     noise_to_signal,
     refined_to,
@@ -27,26 +30,36 @@ _FINER_NOISE = np.geomspace(1e-3, 1.0, 8)[:-1]
 
 def spread_of(
     key: jax.Array,
-    base: BaseFn,
+    base: Callable[[jax.Array, jax.Array], Evaluation],
     times: np.ndarray,
-    dim: int,
+    shape: tuple[int, int],
     num_ordinary: int,
     *,
     dense: bool,
 ) -> PriorSpread:
     """From particles that the network's own chain takes down a fine ladder.
 
+    Each row is one of them: where rows have different priors it is their mean.
+
     Args:
         key: PRNG key.
-        base: the noised prior.
+        base: the noised prior, of ``(R, dim)``.
         times: the kernel's ladder, ``(K + 1,)``.
-        dim: length of a position.
+        shape: ``(R, dim)``.
         num_ordinary: the last so many coordinates are of ordinary sites, whose reference is
             a standard normal and needs no measuring.
         dense: whether covariances are matrices.
     """
-    levels, num_particles = _levels(times), _num_particles(dim, dense)
-    moment, draws = paths.calibrate(key, base, levels, dim, num_particles, dense=dense)
+    levels, (num_rows, dim) = _levels(times), shape
+    num_particles = num_rows * _num_copies(shape, dense)
+
+    def scores_at(x, t):
+        each = jax.vmap(lambda rows: base(rows, t).score)
+        return each(x.reshape(-1, *shape)).reshape(-1, dim)
+
+    moment, draws = paths.calibrate(
+        key, scores_at, levels, dim, num_particles, dense=dense
+    )
     covariance = covariance_of(draws, dense)
     is_ordinary = jnp.arange(dim) >= dim - num_ordinary
     if dense:
@@ -56,9 +69,9 @@ def spread_of(
     return PriorSpread.of(levels, moment, jnp.where(is_ordinary, one, covariance))
 
 
-def num_spread_evals(times: np.ndarray, dim: int, *, dense: bool) -> int:
-    """Network evaluations of :func:`spread_of`."""
-    return len(_levels(times)) * _num_particles(dim, dense)
+def num_spread_evals(times: np.ndarray, shape: tuple[int, int], *, dense: bool) -> int:
+    """Evaluations of all rows of :func:`spread_of`."""
+    return len(_levels(times)) * _num_copies(shape, dense)
 
 
 def _levels(times: np.ndarray) -> jax.Array:
@@ -69,5 +82,7 @@ def _levels(times: np.ndarray) -> jax.Array:
     return jnp.concatenate([fine[:1], finer, fine[1:]])
 
 
-def _num_particles(dim: int, dense: bool) -> int:
-    return _NUM_PARTICLES + dense * _PER_DIMENSION * dim
+def _num_copies(shape: tuple[int, int], dense: bool) -> int:
+    """Of all rows, so that there are particles enough."""
+    num_rows, dim = shape
+    return math.ceil((_NUM_PARTICLES + dense * _PER_DIMENSION * dim) / num_rows)

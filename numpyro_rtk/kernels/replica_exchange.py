@@ -250,7 +250,7 @@ class RTKReplicaExchange(ExchangeReader):
         frame = Frame(*self._problem.ordinary_location(key_prior, args, kwargs), origin)
         bound = self._problem.bind(args, kwargs, frame)
         moment, _ = paths.calibrate(
-            key_moment, bound.base, self._times, self._problem.dim
+            key_moment, paths.scores_of(bound.base), self._times, self._problem.dim
         )
         prior = PriorCurvature(jnp.asarray(self._times, moment.dtype), moment)
         return first_adaptation(

@@ -15,7 +15,7 @@ from numpyro_rtk import paths
 from numpyro_rtk.core import particles as module
 from numpyro_rtk.core.annealed import log_reference
 from numpyro_rtk.core.curvature import covariance_of
-from numpyro_rtk.core.particle_plan import particle_plan
+from numpyro_rtk.core.particle_plan import plan_of_rows
 from numpyro_rtk.core.particles import (
     SweepNoise,
     Target,
@@ -57,25 +57,43 @@ def problem(has_energy, num_levels=4, variance=0.2, curved=False):
     """
     times = log_snr_ladder(num_levels, smallest_noise=0.3)
     with jax.numpy_rank_promotion("allow"):  # it is not of the core
-        moment, draws = paths.calibrate(jr.key(0), BASE, times, DIM, dense=curved)
-    base = BASE if has_energy else score_alone
-    target = Target(base, jax.value_and_grad(log_likelihood), has_energy)
-    sharpness = even_sharpness(jnp.asarray(variance), DIM, dense=curved)
+        moment, draws = paths.calibrate(
+            jr.key(0), paths.scores_of(BASE), times, DIM, dense=curved
+        )
+    base = jax.vmap(BASE if has_energy else score_alone, (0, None))
+    likelihood = jax.vmap(jax.value_and_grad(log_likelihood))
+    target = Target(base, likelihood, has_energy)
+    sharpness = even_sharpness(jnp.asarray(variance), (1, DIM), dense=curved)
     if curved:
         way = jnp.array([1.0, -1.0])
         sharpness = Sharpness(
             variance=sharpness.variance,
-            curvature=0.2 / SD**2 * jnp.outer(way, way),
-            peak=jnp.asarray(1.0),
-            is_even=jnp.array(False),
+            curvature=0.2 / SD**2 * jnp.outer(way, way)[None],
+            peak=jnp.ones(1),
+            is_even=jnp.zeros(1, bool),
         )
     unknown = PriorSpread.of(times, moment, covariance_of(draws, curved)).unknown(times)
-    return target, particle_plan(jnp.asarray(times), unknown, sharpness)
+    return target, plan_of_rows(jnp.asarray(times), unknown, sharpness)
+
+
+def segments_of_a_row(plan):
+    return jax.tree.map(lambda leaf: leaf[:, 0], plan.segments)
+
+
+def of_the_row(found):
+    """What is left of a sweep's result without the axis of its only row."""
+    return found._replace(
+        path=found.path[:, 0],
+        log_evidence=found.log_evidence[0],
+        sample_size=found.sample_size[:, 0],
+        log_likelihood=found.log_likelihood[0],
+        log_density=found.log_density[0],
+    )
 
 
 def chain_down(key, plan, n):
     """Runs of the network's own chain, ``(n, K + 1, dim)``, in NumPy."""
-    rng, segments = np.random.default_rng(int(jr.bits(key))), plan.segments
+    rng, segments = np.random.default_rng(int(jr.bits(key))), segments_of_a_row(plan)
     x = rng.normal(size=(n, DIM))
     rows = [x]
     for k in reversed(range(len(segments.a))):
@@ -94,9 +112,9 @@ def exact_paths(key, has_energy, plan, n):
     num = 8 * n
     if has_energy:
         bottom = jnp.asarray(LAW.draws(int(rng.integers(1e6)), num), jnp.float32)
-        noise = jr.normal(key, (num, len(plan.segments.a), DIM))
-        found = jax.vmap(lambda e, x: noised(e, x, plan.segments))(noise, bottom)
-        found = np.asarray(found)
+        noise = jr.normal(key, (num, len(plan.segments.a), 1, DIM))
+        found = jax.vmap(lambda e, x: noised(e, x[None], plan.segments))(noise, bottom)
+        found = np.asarray(found)[:, :, 0]
     else:
         found = chain_down(key, plan, num)
     bottom = found[:, 0]
@@ -111,9 +129,9 @@ def swept(key, before, target, plan, num_particles=4):
 
     def one(key, path):
         noise = SweepNoise.draw(
-            key, len(plan.segments.a), num_particles, DIM, jnp.float32
+            key, len(plan.segments.a), num_particles, (1, DIM), jnp.float32
         )
-        return sweep(noise, path, target, plan)
+        return of_the_row(sweep(noise, path[:, None], target, plan))
 
     return jax.jit(jax.vmap(one))(jr.split(key, len(before)), before)
 
@@ -144,7 +162,7 @@ def test_paths_of_the_target_stay_so(has_energy, curved, key):
     np.testing.assert_allclose(
         found.log_likelihood, jax.vmap(log_likelihood)(found.path[:, 0]), rtol=1e-4
     )
-    expected = jax.vmap(target.base, (0, None))(found.path[:, 0], jnp.zeros(()))
+    expected = target.base(found.path[:, 0], jnp.zeros(()))
     np.testing.assert_allclose(found.log_density, expected.log_density, atol=1e-4)
 
 
@@ -165,7 +183,7 @@ def _no_likelihood(patch):
         score, taken, pull = right(x, target, level)
         return score, 0.5 * taken, pull
 
-    patch.setattr(module, "_at_bottom", lambda x, target: (jnp.zeros(len(x)),) * 2)
+    patch.setattr(module, "_at_bottom", lambda x, target: (jnp.zeros(x.shape[:2]),) * 2)
     patch.setattr(module, "_weigh", weigh)
 
 
@@ -174,7 +192,7 @@ def _back_without_the_transition(patch):
 
     def back(*args):
         with pytest.MonkeyPatch.context() as inner:
-            nothing = lambda segment, target, z, x, score: jnp.zeros(len(x))
+            nothing = lambda segment, target, z, x, score: jnp.zeros(x.shape[:2])
             inner.setattr(module, "_transition", nothing)
             return right(*args)
 
@@ -241,9 +259,9 @@ def exact_evidence():
 def plain(key, target, plan, n=20_000, num_particles=4):
     def one(key):
         noise = SweepNoise.draw(
-            key, len(plan.segments.a), num_particles, DIM, jnp.float32
+            key, len(plan.segments.a), num_particles, (1, DIM), jnp.float32
         )
-        return sweep(noise, None, target, plan)
+        return of_the_row(sweep(noise, None, target, plan))
 
     return jax.jit(jax.vmap(one))(jr.split(key, n))
 
@@ -310,8 +328,8 @@ def test_a_likelihood_of_zero_on_the_way_is_no_end(key):
     target, plan = problem(has_energy=True)
 
     def edged(x):
-        value, gradient = jax.value_and_grad(log_likelihood)(x)
-        return jnp.where(x[0] > 0.5, value, -jnp.inf), gradient
+        value, gradient = jax.vmap(jax.value_and_grad(log_likelihood))(x)
+        return jnp.where(x[:, 0] > 0.5, value, -jnp.inf), gradient
 
     before = exact_paths(key, True, plan, 4 * N)
     before = before[np.asarray(before[:, 0, 0]) > 0.5][:N]
@@ -327,12 +345,14 @@ def test_the_gap_of_a_law_is_its_paths_divergence(key):
     """
     gaps, fine = [], levels_measured(angle_ladder(32))
     with jax.numpy_rank_promotion("allow"):
-        moment, draws = paths.calibrate(key, BASE, fine, DIM, 20_000, dense=True)
+        moment, draws = paths.calibrate(
+            key, paths.scores_of(BASE), fine, DIM, 20_000, dense=True
+        )
     prior = PriorSpread.of(fine, moment, covariance_of(draws, dense=True))
-    sharpness = even_sharpness(jnp.ones(()), DIM, dense=True)
+    sharpness = even_sharpness(jnp.ones(()), (1, DIM), dense=True)
     for num_levels in (8, 32):
         at = jnp.asarray(angle_ladder(num_levels), jnp.float32)
-        plan = particle_plan(at, prior.unknown(at), sharpness)
+        plan = plan_of_rows(at, prior.unknown(at), sharpness)
         gap = float(law_gap(prior, plan))
         exact = path_divergence(key, plan, 10_000)
         error = exact.std() / np.sqrt(len(exact))
@@ -348,13 +368,14 @@ def test_the_gap_of_a_law_is_its_paths_divergence(key):
 def path_divergence(key, plan, n):
     """Terms of the divergence of a chain's paths from the noisings of the mixture."""
     bottom = jnp.asarray(LAW.draws(5, n), jnp.float32)
-    noise = jr.normal(key, (n, len(plan.segments.a), DIM))
+    segments = segments_of_a_row(plan)
+    noise = jr.normal(key, (n, len(segments.a), 1, DIM))
 
     def one(noise, bottom):
-        path = noised(noise, bottom, plan.segments)
+        path = noised(noise, bottom[None], plan.segments)[:, 0]
         score = jax.vmap(lambda x, t: BASE(x, t).score)(path, plan.levels.time)[1:]
-        up = jax.vmap(log_noising)(plan.segments, path[1:], path[:-1])
-        down = jax.vmap(log_proposal)(plan.segments, path[:-1], path[1:], score)
+        up = jax.vmap(log_noising)(segments, path[1:], path[:-1])
+        down = jax.vmap(log_proposal)(segments, path[:-1], path[1:], score)
         ends = BASE(bottom, 0.0).log_density - log_reference(path[-1])
         return ends + jnp.sum(up - down)
 
@@ -364,7 +385,65 @@ def path_divergence(key, plan, n):
 def test_a_level_that_nothing_reaches_is_worth_no_particle(key):
     """0, not NaN, which no comparison of a report would notice."""
     target, plan = problem(has_energy=False)
-    never = lambda x: (-jnp.inf * jnp.ones(()), jnp.zeros_like(x))
+    never = lambda x: (-jnp.inf * jnp.ones(len(x)), jnp.zeros_like(x))
     found = plain(key, target._replace(likelihood=never), plan, n=3)
     np.testing.assert_array_equal(found.sample_size[:, 0], 0.0)
     np.testing.assert_array_equal(found.log_evidence, -np.inf)
+
+
+@LAWS
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "plain"])
+def test_rows_side_by_side_are_as_each_alone(has_energy, is_kept, key):
+    """Two of different data and twists, with the random numbers that each has alone."""
+    data = jnp.array([0.4, -1.5])
+    target, _ = problem(has_energy)
+
+    def likelihood_of(data):
+        def of_row(x, datum):
+            return -0.5 * jnp.square((datum - (x[0] - x[1])) / SD)
+
+        return lambda x: jax.vmap(jax.value_and_grad(of_row))(x, data)
+
+    plans = [problem(has_energy, variance=v)[1] for v in (0.05, 2.0)]
+    by_level = lambda a, b: jnp.concatenate([a, b], axis=1)
+    both = plans[0]._replace(
+        levels=plans[0].levels._replace(
+            twist=jax.tree.map(by_level, *(plan.levels.twist for plan in plans))
+        ),
+        segments=jax.tree.map(by_level, *(plan.segments for plan in plans)),
+        lift=by_level(plans[0].lift, plans[1].lift),
+        narrow=by_level(plans[0].narrow, plans[1].narrow),
+        entry=jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b]), *(plan.entry for plan in plans)
+        ),
+    )
+    num_levels = len(both.segments.a)
+    noise = SweepNoise.draw(key, num_levels, 16, (2, DIM), jnp.float32)
+    path = exact_paths(key, has_energy, plans[0], 2).swapaxes(0, 1)
+    run = lambda noise, path, data, plan: sweep(
+        noise,
+        path if is_kept else None,
+        target._replace(likelihood=likelihood_of(data)),
+        plan,
+    )
+    together = run(noise, path, data, both)
+    # the axis of rows in each kind of random numbers
+    axes = SweepNoise(top=1, cross=2, resample=2, back=1)
+    for r in range(2):
+        one = slice(r, r + 1)
+        alone = run(
+            jax.tree.map(
+                lambda leaf, axis, r=r: leaf.take(jnp.array([r]), axis), noise, axes
+            ),
+            path[:, one],
+            data[one],
+            plans[r],
+        )
+        np.testing.assert_allclose(alone.path[:, 0], together.path[:, r], atol=1e-4)
+        np.testing.assert_allclose(
+            alone.log_evidence[0], together.log_evidence[r], rtol=1e-3
+        )
+        np.testing.assert_allclose(
+            alone.sample_size[:, 0], together.sample_size[:, r], rtol=1e-3
+        )
+    assert np.abs(np.diff(together.log_evidence)) > 0.1

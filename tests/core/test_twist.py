@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from numpyro_rtk.core.particle_plan import particle_plan
+from numpyro_rtk.core.particle_plan import plan_of_rows
 from numpyro_rtk.core.particles import SweepNoise, Target, sweep
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.twist import (
@@ -37,9 +37,10 @@ def gaussian(x, data=DATA):
 
 
 def sharpness_of(log_likelihood, at, **options):
-    likelihood = jax.value_and_grad(log_likelihood)
+    """Of one row; leading axis 1."""
+    likelihood = jax.vmap(jax.value_and_grad(log_likelihood))
     kinds = {"dense": True, "forward_mode": False} | options
-    return sharpness_at(likelihood, jnp.asarray(at, jnp.float32), **kinds)
+    return sharpness_at(likelihood, jnp.asarray(at, jnp.float32)[:, None], **kinds)
 
 
 def twist_at(sharpness, unknown):
@@ -47,6 +48,7 @@ def twist_at(sharpness, unknown):
     unknown = jnp.asarray(unknown, jnp.float32)[None]
     eye = jnp.eye(unknown.shape[-1])[None]
     slope = eye if unknown.ndim == 3 else jnp.ones_like(unknown)
+    sharpness = jax.tree.map(lambda leaf: leaf[0], sharpness)
     twist, back = twist_of(slope, unknown, sharpness)
     return jax.tree.map(lambda leaf: leaf[0], twist), back[0]
 
@@ -80,7 +82,7 @@ def test_a_diagonal_curvature_is_found_by_probes():
     weight = jnp.array([4.0, 0.0, 25.0])
     log_likelihood = lambda x: -0.5 * jnp.sum(weight * jnp.square(x - 1.0))
     sharpness = sharpness_of(log_likelihood, np.zeros((2, 3)), dense=False)
-    np.testing.assert_allclose(sharpness.curvature, weight, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sharpness.curvature[0], weight, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(sharpness.peak, 0.0, atol=1e-4)
     twist, _ = twist_at(sharpness, [0.1, 0.1, 0.1])
     np.testing.assert_allclose(
@@ -109,7 +111,7 @@ def test_of_any_likelihood_it_is_between_that_and_its_peak(log_likelihood, key):
     assert np.all(np.isfinite(found))
     assert np.all(np.isfinite(parts))
     alive = np.isfinite(value)
-    low, high = np.sort([value, np.full_like(value, sharpness.peak)], axis=0)
+    low, high = np.sort([value, np.full_like(value, sharpness.peak[0])], axis=0)
     slack = 1e-3 * (1.0 + np.abs(low))
     assert np.all((found >= low - slack)[alive])
     assert np.all((found <= high + slack)[alive])
@@ -117,7 +119,7 @@ def test_of_any_likelihood_it_is_between_that_and_its_peak(log_likelihood, key):
 
 def test_even_twists_temper_by_the_mean_variance():
     """c / (c + mean of the variances), whatever the gradient."""
-    sharpness = even_sharpness(jnp.asarray(0.5), 2, dense=True)
+    sharpness = even_sharpness(jnp.asarray(0.5), (1, 2), dense=True)
     twist, back = twist_at(sharpness, [[0.3, 0.1], [0.1, 0.7]])
     value, parts = look_ahead(twist, jnp.asarray(-3.0), jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(value, -1.5, rtol=1e-6)
@@ -130,7 +132,7 @@ def plan_of(sharpness, num_levels=8):
     total = a2[:, None, None] * COVARIANCE + s2[:, None, None] * np.eye(3)
     moment = jnp.asarray(np.linalg.inv(total), jnp.float32)
     spread = PriorSpread.of(times, moment, jnp.asarray(COVARIANCE, jnp.float32))
-    return particle_plan(times, spread.unknown(times), sharpness)
+    return plan_of_rows(times, spread.unknown(times), sharpness)
 
 
 def weights_vary(sharpness, key, data=DATA, change=lambda plan: plan):
@@ -142,11 +144,11 @@ def weights_vary(sharpness, key, data=DATA, change=lambda plan: plan):
         return Evaluation(jnp.zeros(()), -jnp.linalg.solve(total, x))
 
     plan = change(plan_of(sharpness))
-    likelihood = jax.value_and_grad(lambda x: gaussian(x, data))
-    target = Target(base, likelihood, False)
+    likelihood = jax.vmap(jax.value_and_grad(lambda x: gaussian(x, data)))
+    target = Target(jax.vmap(base, (0, None)), likelihood, False)
 
     def one(key):
-        noise = SweepNoise.draw(key, 8, 32, 3, jnp.float32)
+        noise = SweepNoise.draw(key, 8, 32, (1, 3), jnp.float32)
         found = sweep(noise, None, target, plan)
         return found.log_evidence, found.sample_size
 
@@ -165,7 +167,7 @@ def test_of_gaussians_all_particles_weigh_the_same(key):
     assert error < 0.01, error
     assert least > 31.5, least
     even = [
-        weights_vary(even_sharpness(jnp.asarray(c), 3, dense=True), key)
+        weights_vary(even_sharpness(jnp.asarray(c), (1, 3), dense=True), key)
         for c in (1e-3, 1e-2, 1e-1)
     ]
     assert min(error for error, _ in even) > 0.1, even
@@ -180,7 +182,7 @@ def test_so_they_do_of_data_that_the_prior_did_not_expect(key):
 
     def by_the_reference(plan):
         entry = plan.entry
-        still = entry._replace(lift=0.0 * entry.lift, narrow=jnp.ones(3))
+        still = entry._replace(lift=0.0 * entry.lift, narrow=jnp.ones((1, 3)))
         return plan._replace(entry=still)
 
     lost, least = weights_vary(sharpness, key, FAR, by_the_reference)
@@ -190,15 +192,16 @@ def test_so_they_do_of_data_that_the_prior_did_not_expect(key):
 
 def test_reverse_kernels_of_a_gaussian_are_exact():
     """On any ladder; a moment that is off by its error does not spoil the top."""
-    plan = plan_of(even_sharpness(jnp.ones(()), 3, dense=True), num_levels=4)
-    a, v = np.asarray(plan.segments.a), np.asarray(plan.segments.v)
+    plan = plan_of(even_sharpness(jnp.ones(()), (1, 3), dense=True), num_levels=4)
+    segments = jax.tree.map(lambda leaf: np.asarray(leaf[:, 0]), plan.segments)
+    a, v = segments.a, segments.v
     times = angle_ladder(4)
     for k in range(4):
         low = signal(times[k]) ** 2 * COVARIANCE + noise_variance(times[k]) * np.eye(3)
         exact = np.linalg.inv(np.linalg.inv(low) + a[k] ** 2 / v[k] * np.eye(3))
-        root = np.asarray(plan.segments.root[k])
+        root = segments.root[k]
         np.testing.assert_allclose(root @ root.T, exact, rtol=2e-3, atol=2e-4)
-        inverse = np.asarray(plan.segments.inverse_root[k])
+        inverse = segments.inverse_root[k]
         np.testing.assert_allclose(inverse @ root, np.eye(3), atol=1e-4)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import numpyro_rtk as rtk
+from numpyro_rtk.diagnostics import evidence
 
 
 class _Found(NamedTuple):
@@ -70,3 +71,17 @@ def test_a_population_of_few_ancestors_is_not_compared_with():
 def test_the_evidence_is_unknown_where_nothing_passes():
     run = _bridge_run([-np.inf, -0.9], -1.0, 0.2)
     assert rtk.log_evidence(run)[1] == np.inf
+
+
+def test_estimates_far_apart_have_a_large_error_not_none():
+    """Of particles: one draw's estimate is 1e5 nats above, another as far below."""
+
+    class Run:
+        def get_extra_fields(self, group_by_chain):
+            estimate = np.zeros((4, 50))
+            estimate[0, 3], estimate[2, 7] = 1e5, -1e5
+            return {"log_evidence": estimate, "sample_size": estimate}
+
+    value, error = rtk.log_evidence(Run())
+    assert np.isfinite(value)
+    assert error > evidence.UNKNOWN

@@ -65,6 +65,7 @@ def exchange(problem, seed, budget, num_warmup=None, cuts=CUTS, **options):
         raise ValueError(f"a budget of {budget:.0f} does not pay for start and warm-up")
     mcmc.num_samples = num_samples
     mcmc.run(state.rng_key, *problem.args)
+    jax.block_until_ready(mcmc.last_state)
     seconds, report = time.time() - start, rtk.diagnose(mcmc)
     note = (
         f"exchange {report.swap_accept_prob.mean():.2f}, worst "
@@ -92,6 +93,7 @@ def particle_gibbs(problem, seed, budget, cuts=CUTS, num_warmup=5, **options):
     mcmc = vectorised(kernel, num_warmup, num_samples, CHAINS)
     start = time.time()
     mcmc.run(jr.key(seed))
+    jax.block_until_ready(mcmc.last_state)
     seconds, report = time.time() - start, rtk.diagnose(mcmc)
     least = report.sample_size.min()
     note = (

@@ -20,6 +20,7 @@ from numpyro_rtk.kernels.problem.messages import (
     uses_network,
 )
 from numpyro_rtk.kernels.problem.refusals import refuse_what_cannot_move
+from numpyro_rtk.kernels.problem.rows import Plate, shared_plates
 from numpyro_rtk.kernels.programs import ById
 
 __all__ = ["Noted", "note"]
@@ -41,6 +42,7 @@ class Noted(NamedTuple):
         has_deterministic: whether the model has deterministic sites.
         has_params: whether it has parameters.
         subsampled: plates that would draw a batch of their rows.
+        plates: that all latent sites stand in.
     """
 
     flat: Flat
@@ -55,6 +57,7 @@ class Noted(NamedTuple):
     has_deterministic: bool
     has_params: bool
     subsampled: list[str]
+    plates: list[Plate]
 
 
 def note(trace: dict, demoted: frozenset[str]) -> Noted:
@@ -102,6 +105,7 @@ def note(trace: dict, demoted: frozenset[str]) -> Noted:
         has_deterministic="deterministic" in types,
         has_params=not types.isdisjoint({"param", "mutable"}),
         subsampled=subsampled_plates(trace),
+        plates=shared_plates(latent, {site.name: site.shape for site in flat.sites}),
     )
 
 

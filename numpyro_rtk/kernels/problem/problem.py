@@ -40,11 +40,24 @@ from numpyro_rtk.kernels.problem.learned import (
 from numpyro_rtk.kernels.problem.noted import Noted, note
 from numpyro_rtk.kernels.problem.ordinary import prior_location
 from numpyro_rtk.kernels.problem.refusals import in_words, refuse_randomness
+from numpyro_rtk.kernels.problem.rows import Rows, find_rows, one_row
 from numpyro_rtk.kernels.problem.runs import Run, abstractly, prepared
 from numpyro_rtk.kernels.problem.terms import Terms, counted_from, sum_in_two
 from numpyro_rtk.kernels.programs import ById, text_of
 
 __all__ = ["Bound", "Problem", "problem_of"]
+
+
+class ByRow(NamedTuple):
+    """The same problem as a product over rows; positions are ``(R, dim of a row)``.
+
+    Attributes:
+        base: the noised prior, with a log density for each row.
+        log_likelihood: ``(R,)``; None without.
+    """
+
+    base: Callable[[jax.Array, jax.Array], Evaluation]
+    log_likelihood: Callable[[jax.Array], jax.Array] | None
 
 
 class Bound(NamedTuple):
@@ -59,6 +72,7 @@ class Bound(NamedTuple):
         log_volume: log determinant of ``unflatten``.
         log_likelihood: everything but the learned priors, at level 0; None without.
         at_origin: the model's terms at the frame's origin.
+        by_row: see :class:`ByRow`.
     """
 
     base: BaseFn
@@ -68,6 +82,7 @@ class Bound(NamedTuple):
     log_volume: jax.Array
     log_likelihood: Callable[[jax.Array], jax.Array] | None
     at_origin: Terms
+    by_row: ByRow
 
     @property
     def log_offset(self) -> jax.Array:
@@ -108,6 +123,7 @@ class Problem:
 
     noted: Noted
     is_coupled: bool = False
+    rows: Rows
 
     def __init__(
         self,
@@ -171,8 +187,12 @@ class Problem:
         """Of each ordinary coordinate, whether its prior can be drawn from."""
         return self.noted.has_prior
 
-    def setup(self, key: jax.Array, args: tuple, kwargs: dict) -> tuple:
+    def setup(
+        self, key: jax.Array, args: tuple, kwargs: dict, *, by_row: bool = False
+    ) -> tuple:
         """Refuse what cannot be sampled, note the static facts; returns :meth:`facts`.
+
+        With ``by_row`` rows that are independent are looked for; else there is one.
 
         The model is run abstractly, as it will be inside the transition: one that needs
         the values of its sites in Python is caught here.
@@ -187,8 +207,19 @@ class Problem:
                 found = find_coupling(self.noted, self._run(args, kwargs))
                 self.is_coupled = found.is_coupled
                 if not found.demoted:
-                    return self._facts(args, kwargs, text)
+                    break
                 demoted |= found.demoted
+            self.rows = self._find_rows(args, kwargs, by_row)
+        return self._facts(args, kwargs, text)
+
+    def _find_rows(self, args: tuple, kwargs: dict, by_row: bool) -> Rows:
+        noted = self.noted
+        is_left_to_base = {site.name for site in noted.flat.learned} == {*noted.plain}
+        if not by_row or self.is_coupled or not is_left_to_base:
+            return one_row(noted.flat)
+        run = self._run(args, kwargs)
+        terms_at = lambda values: run.terms(values, noted.plain)[0]
+        return find_rows(noted.flat, noted.plates, terms_at)
 
     def _note(self, key, args: tuple, kwargs: dict, demoted: frozenset[str]) -> Noted:
         run = prepared(self._runnable, args, kwargs, has_params=False)
@@ -220,6 +251,7 @@ class Problem:
             noted.has_params,
             noted.transforms is None,
             noted.has_prior.tobytes(),
+            self.rows,
         )
 
     def _text(self, args: tuple, kwargs: dict) -> Any:
@@ -262,6 +294,7 @@ class Problem:
         spread = jnp.concatenate([*spreads, frame.scale])
         values_at = lambda u: flat.split(centre + spread * u)
         base = _traced_once(self._base(run, trace, values_at))
+        base_by_row = _traced_once(self._base_by_row(base, trace))
         bound = Bound(
             base=base,
             path=paths.prior_path(base),
@@ -272,6 +305,7 @@ class Problem:
             log_volume=jnp.sum(jnp.log(spread)),
             log_likelihood=None,
             at_origin={},
+            by_row=ByRow(base_by_row, None),
         )
         return self._with_likelihood(bound, run, trace, values_at, frame)
 
@@ -282,6 +316,19 @@ class Problem:
             return product_base(parts_of(flat, trace), flat.num_ordinary)
         parts_at = lambda u: parts_of(flat, run.at(values_at(u)), with_score=False)
         return coupled_base(parts_at, flat.num_ordinary, self.forward_mode)
+
+    def _base_by_row(self, base: BaseFn, trace: dict):
+        """The same with positions by row; coupled priors are of one row."""
+        flat, rows = self.noted.flat, self.rows
+        if rows.num > 1:
+            base = product_base(parts_of(flat, trace), flat.num_ordinary, rows.row_of)
+
+        def by_row(x, t):
+            found = base(rows.join(x), t)
+            value = jnp.reshape(found.log_density, (rows.num,))
+            return Evaluation(value, rows.split(found.score))
+
+        return by_row
 
     def _with_likelihood(
         self, bound: Bound, run: Run, trace: dict, values_at: Callable, frame: Frame
@@ -309,11 +356,22 @@ class Problem:
             volume = jnp.sum(jnp.log(frame.scale))
             return value + volume - log_reference(u[first_ordinary:])
 
+        @_traced_once
+        def by_row(x):
+            u = self.rows.join(x)
+            terms, counted = counts(u)
+            value = self.rows.counted_from(at_origin, terms) - counted
+            scale = jnp.concatenate([jnp.ones(first_ordinary), frame.scale])
+            volume = jnp.sum(jnp.log(self.rows.split(scale)), axis=1)
+            ordinary = x[:, x.shape[1] - self.rows.num_ordinary :]
+            return value + volume - jax.vmap(log_reference)(ordinary)
+
         path = paths.posterior_path(bound.base, log_likelihood, self.forward_mode)
         return bound._replace(
             path=_traced_once(path),
             log_likelihood=log_likelihood,
             at_origin=at_origin,
+            by_row=bound.by_row._replace(log_likelihood=by_row),
         )
 
     def ordinary_location(
@@ -330,6 +388,10 @@ class Problem:
     def ordinary_values(self, values: Any) -> jax.Array:
         """The ordinary sites of the user's values, flat and not standardised."""
         return self.noted.flat.join_ordinary(self.border.inward(values))
+
+    def as_values(self, coordinates: jax.Array) -> Any:
+        """One number of each coordinate, ``(dim,)``, in the shape of the user's values."""
+        return self.border.outward(self.noted.flat.split(coordinates))
 
     def flat(self, values: Any) -> jax.Array:
         """One draw of the user's values as one vector, not standardised."""
