@@ -43,6 +43,7 @@ class Noted(NamedTuple):
         has_params: whether it has parameters.
         subsampled: plates that would draw a batch of their rows.
         plates: that all latent sites stand in.
+        is_one_prior: whether each learned site has the same prior in all its rows.
     """
 
     flat: Flat
@@ -58,6 +59,7 @@ class Noted(NamedTuple):
     has_params: bool
     subsampled: list[str]
     plates: list[Plate]
+    is_one_prior: bool
 
 
 def note(trace: dict, demoted: frozenset[str]) -> Noted:
@@ -106,6 +108,7 @@ def note(trace: dict, demoted: frozenset[str]) -> Noted:
         has_params=not types.isdisjoint({"param", "mutable"}),
         subsampled=subsampled_plates(trace),
         plates=shared_plates(latent, {site.name: site.shape for site in flat.sites}),
+        is_one_prior=not any(p.is_stacked or p.condition is not None for p in priors),
     )
 
 

@@ -215,7 +215,9 @@ class Problem:
     def _find_rows(self, args: tuple, kwargs: dict, by_row: bool) -> Rows:
         noted = self.noted
         is_left_to_base = {site.name for site in noted.flat.learned} == {*noted.plain}
-        if not by_row or self.is_coupled or not is_left_to_base:
+        # the law of a score's own chain follows spreads that rows would have in common
+        has_one_law = noted.has_energy or noted.is_one_prior
+        if not by_row or self.is_coupled or not (is_left_to_base and has_one_law):
             return one_row(noted.flat)
         run = self._run(args, kwargs)
         terms_at = lambda values: run.terms(values, noted.plain)[0]

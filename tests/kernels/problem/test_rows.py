@@ -19,6 +19,7 @@ from numpyro import handlers
 import numpyro_rtk as rtk
 from numpyro_rtk.kernels.problem.alignment import aligned_with
 from numpyro_rtk.kernels.problem.problem import Problem
+from tests.kernels.densities import Moving
 from tests.kernels.models import MODELS
 
 R = 4
@@ -29,6 +30,21 @@ PRIOR = rtk.LearnedPrior(PAIR)
 LINE = rtk.LearnedPrior(rtk.GaussianMixture([1.0], [[0.2]], [[[0.5]]]))
 Y = jnp.linspace(-1.0, 1.0, R)
 DESIGN = jnp.array([[0.3, -1.0], [0.7, 0.2], [0.1, 0.4]])
+
+
+class MovingScore:
+    """:class:`Moving`, of which only the score is known."""
+
+    event_shape, condition_shape = Moving.event_shape, Moving.condition_shape
+
+    def given(self, c):
+        density = Moving().given(c)
+
+        class Score:
+            event_shape = density.event_shape
+            score = staticmethod(density.score)
+
+        return Score()
 
 
 class Row(NamedTuple):
@@ -192,6 +208,13 @@ def a_reparameterised_site():
         numpyro.sample("y", dist.Normal(z, 0.5), obs=Y)
 
 
+@falls_into(R)
+def a_condition_by_row():
+    with rows():
+        x = numpyro.sample("x", rtk.LearnedPrior(Moving(), condition=Y))
+        numpyro.sample("y", dist.Normal(x[..., 0], 0.5), obs=Y)
+
+
 # -- rows that are coupled, or not known not to be -------------------------------------
 
 
@@ -308,6 +331,14 @@ def a_scaled_prior():
     """NumPyro counts it as the base does not: left whole."""
     with rows(), handlers.scale(scale=2.0):
         x = numpyro.sample("x", PRIOR)
+        numpyro.sample("y", dist.Normal(x[..., 0], 0.5), obs=Y)
+
+
+@falls_into(1)
+def a_condition_by_row_of_a_score_alone():
+    """The law of its draws follows the spreads, which rows would have in common."""
+    with rows():
+        x = numpyro.sample("x", rtk.LearnedPrior(MovingScore(), condition=Y))
         numpyro.sample("y", dist.Normal(x[..., 0], 0.5), obs=Y)
 
 
