@@ -43,8 +43,8 @@ __all__ = [
 
 # Values of c, on the standardised scale, at the first of which particles come down blind,
 # and runs down for each and for the curvature; runs that a chain's first path is taken
-# from. A run is lost where it ends beyond so many
-# spreads of the prior; log evidence that it counts with where the best trial is looked for.
+# from. A run is lost where it ends beyond so many spreads of the prior; log evidence that
+# it counts with where the best trial is looked for.
 _BLIND, _SMALLEST_C, _NUM_TRIALS = 1e-12, 1e-6, 8
 _VARIANCES = np.append(_BLIND, np.geomspace(_SMALLEST_C, 1.0, 7))
 _FAR, _LOST = 100.0, -1e30
@@ -117,11 +117,9 @@ def plan_at(
 def law_gap(prior: PriorSpread, plan: ParticlePlan) -> jax.Array:
     r"""About how far the law that a network draws on a ladder is from that on a fine one.
 
-    Of one row.
-
-    Nats of the Kullback-Leibler divergence of the chains' paths, of which the draws are a
-    part: theirs is less. With exact scores the finest ladder draws the data's law. A
-    segment's best Gaussian loses :math:`\tfrac12\log\det(I - v\,E[ss^T])`, up to what all
+    Of one row: nats of the Kullback-Leibler divergence of the chains' paths, of which the
+    draws are a part: theirs is less. With exact scores the finest ladder draws the data's
+    law. A segment's best Gaussian loses :math:`\tfrac12\log\det(I - v\,E[ss^T])`, up to what all
     ladders have in common, and the loss falls with the square of a segment's length.
     Averaged over data that the model itself would give it holds for posteriors too.
 
