@@ -343,6 +343,7 @@ class RTKParticleGibbs(PathKernel):
 
     def _sample_one(self, state: ParticleState, args: tuple, kwargs: dict):
         adapt = state.adapt_state
+        self._problem.check_rows(args, kwargs)
         bound = self._problem.bind(args, kwargs, adapt.frame)
         plan, rows = state.shared, self._problem.rows
         key, key_up, key_sweep = jr.split(state.rng_key, 3)

@@ -127,6 +127,24 @@ def test_weights_that_rows_share_are_noticed(monkeypatch):
     assert worst_row(run(kernel)).max() > 2 * THRESHOLD
 
 
+def test_a_run_that_goes_on_with_rows_that_are_coupled_is_refused():
+    """A run that goes on is not set up anew; what rows are is proved once more."""
+
+    def either(y, is_coupled=False):
+        with numpyro.plate("rows", len(y)):
+            x = numpyro.sample("x", rtk.LearnedPrior(PRIOR))
+            shift = jnp.mean(x[..., 0]) if is_coupled else 0.0
+            numpyro.sample("y", dist.Normal(x[..., 0] - shift, SD), obs=y)
+
+    kernel = rtk.RTKParticleGibbs(either, num_particles=4, num_levels=2)
+    mcmc = MCMC(kernel, num_warmup=1, num_samples=2, progress_bar=False)
+    mcmc.run(jr.key(0), DATA[:3])
+    mcmc.post_warmup_state = mcmc.last_state
+    mcmc.run(jr.key(1), DATA[:3] + 0.1)
+    with pytest.raises(ValueError, match="got 3 rows then and 1 now"):
+        mcmc.run(jr.key(1), DATA[:3], is_coupled=True)
+
+
 def test_chains_that_do_not_agree_are_said_by_coordinate(finished):
     """R-hat of every coordinate; one chain's row 7 stands elsewhere."""
     x = np.array(finished.get_samples(group_by_chain=True)["x"])

@@ -119,9 +119,9 @@ def law_gap(prior: PriorSpread, plan: ParticlePlan) -> jax.Array:
 
     Of one row: nats of the Kullback-Leibler divergence of the chains' paths, of which the
     draws are a part: theirs is less. With exact scores the finest ladder draws the data's
-    law. A segment's best Gaussian loses :math:`\tfrac12\log\det(I - v\,E[ss^T])`, up to what all
-    ladders have in common, and the loss falls with the square of a segment's length.
-    Averaged over data that the model itself would give it holds for posteriors too.
+    law. A segment's best Gaussian loses :math:`\tfrac12\log\det(I - v\,E[ss^T])`, up to
+    what all ladders have in common, and the loss falls with the square of a segment's
+    length. Averaged over data that the model itself would give it holds for posteriors too.
 
     An estimate: in tests within a third for 8 levels and more; for fewer it can be far
     too small.

@@ -2,7 +2,8 @@
 
 An array is *aligned* along an axis where entry r of that axis is computed from row r of the
 inputs alone, and from what is the same for all rows. Each operation of the program carries
-the axis on, or is not known to; then rows may be mixed, and so they are taken to be.
+the axis on, or is not known to; then rows may be mixed, and so they are taken to be. The
+program is that of values and derivatives: a function may have a derivative of its own.
 """
 
 import math
@@ -12,6 +13,8 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
+from numpyro_rtk.kernels.problem.dependence import has_effects
+
 __all__ = ["aligned_with"]
 
 _MIXED = -1  # depends on rows, and is not known to keep to them
@@ -19,12 +22,13 @@ Axis = int | None
 """Of the rows; None: no row has a say; ``_MIXED``."""
 
 _ELEMENTWISE = frozenset(
-    """abs acos acosh add and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
-    clamp convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2
-    expm1 floor ge gt igamma igammac igamma_grad_a imag integer_pow is_finite le lgamma log
-    log1p logistic lt max min mul ne neg nextafter not or polygamma pow real
-    reduce_precision regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt
-    square stop_gradient sub tan tanh random_gamma_grad xor zeta""".split()
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
+    bessel_i1e cbrt ceil clamp convert_element_type copy copy_p cos cosh digamma div
+    eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac igamma_grad_a imag
+    integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul ne
+    neg nextafter not or polygamma pow real reduce_precision
+    regularized_incomplete_beta rem round rsqrt select_n sign sin sinh sqrt square
+    stop_gradient sub tan tanh random_gamma_grad xor zeta""".split()
 )
 _REDUCTIONS = frozenset(
     """argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum
@@ -35,8 +39,7 @@ _ALONG_ONE_AXIS = {
 } | {"sort": "dimension"}
 # Equations that call a program with their own arguments.
 _CALLS = frozenset(
-    """checkpoint closed_call core_call custom_jvp_call custom_vjp_call
-    custom_vjp_call_jaxpr jit pjit remat""".split()
+    "checkpoint closed_call core_call custom_jvp_call jit pjit remat remat2".split()
 )
 
 
@@ -51,11 +54,20 @@ def aligned_with(
         axes: of the rows in each.
         size: how many rows.
     """
-    closed, outputs = jax.make_jaxpr(function, return_shape=True)(values)
-    inputs = jax.tree.leaves({name: axes[name] for name in values})
-    found = _through(closed.jaxpr, inputs)
+    with_derivative = lambda values: jax.jvp(function, (values,), (values,))
+    try:
+        closed, (outputs, _) = jax.make_jaxpr(with_derivative, return_shape=True)(
+            values
+        )
+    except Exception:  # whatever a function of the user's may raise without one
+        return None
+    if has_effects(closed.jaxpr):
+        return None
+    found = _through(closed.jaxpr, jax.tree.leaves({n: axes[n] for n in values}))
     names = jax.tree.leaves({name: name for name in outputs})
-    aligned = {n: a for n, a in zip(names, found, strict=True) if a is not None}
+    both = zip(names, found, found[len(names) :], strict=False)
+    joint = {name: _joint([axis, derivative]) for name, axis, derivative in both}
+    aligned = {name: axis for name, axis in joint.items() if axis is not None}
     is_whole = all(
         axis != _MIXED and outputs[name].shape[axis] == size
         for name, axis in aligned.items()
@@ -228,17 +240,45 @@ def _reversed(equation, axes):
 
 
 def _gathered(equation, axes):
-    """All rows of an array at places that are the same for all."""
-    axis, numbers = axes[0], equation.params["dimension_numbers"]
-    if axis is None or axes[1] is not None or axis in numbers.collapsed_slice_dims:
-        return _MIXED
+    """All of an array's rows at places that are the same for all, or one place by row."""
+    (axis, by), params = axes, equation.params
+    numbers = params["dimension_numbers"]
     batching = tuple(getattr(numbers, "operand_batching_dims", ()))
-    is_whole = equation.params["slice_sizes"][axis] == _shape(equation.invars[0])[axis]
-    # a place that is out of bounds is moved, rows and all, or filled: rows stay in order
-    if not is_whole or axis in batching or axis in numbers.start_index_map:
-        return _MIXED
+    if by is not None or axis in batching:
+        return _gathered_by_row(equation, axes, batching)
+    is_whole = params["slice_sizes"][axis] == _shape(equation.invars[0])[axis]
     gone = (*numbers.collapsed_slice_dims, *batching)
+    # a place that is out of bounds is moved, rows and all, or filled: rows stay in order
+    if not is_whole or axis in gone or axis in numbers.start_index_map:
+        return _MIXED
     return numbers.offset_dims[axis - sum(a < axis for a in gone)]
+
+
+def _gathered_by_row(equation, axes, batching):
+    """Each row at places of its own, in an array of its own or in one for all."""
+    (axis, by), numbers = axes, equation.params["dimension_numbers"]
+    if axis is not None:
+        if axis not in batching:
+            return _MIXED
+        own = numbers.start_indices_batching_dims[batching.index(axis)]
+        if by not in (None, own):
+            return _MIXED
+        by = own
+    places = [
+        a
+        for a in range(len(_shape(equation.outvars[0])))
+        if a not in numbers.offset_dims
+    ]
+    # the last axis of the indices holds a place's coordinates
+    return places[by] if by < len(places) else _MIXED
+
+
+def _tiled(equation, axes):
+    """Copies side by side: as often along the rows' axis as 1."""
+    before, after = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    axis = axes[0]
+    is_kept = len(before) == len(after) and before[axis] == after[axis]
+    return axis if is_kept else _MIXED
 
 
 def _multiplied(equation, axes):
@@ -309,6 +349,7 @@ _RULES: dict[str, Callable[[Any, Sequence[Any]], Axis]] = {
     "slice": _sliced,
     "split": _split,
     "stack": _stacked,
+    "tile": _tiled,
     "squeeze": _squeezed,
     "transpose": _transposed,
     "triangular_solve": _solved,

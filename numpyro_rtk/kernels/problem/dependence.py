@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
-__all__ = ["depends_on"]
+__all__ = ["depends_on", "has_effects"]
 
 
 def depends_on(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
@@ -16,7 +16,27 @@ def depends_on(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
     """
     closed, outputs = jax.make_jaxpr(function, return_shape=True)(x)
     flags = _reached(closed.jaxpr, [True] * len(closed.jaxpr.invars))
+    if has_effects(closed.jaxpr):
+        flags = [True] * len(flags)
     return jax.tree.unflatten(jax.tree.structure(outputs), flags)
+
+
+def has_effects(jaxpr: Any) -> bool:
+    """Whether some step does more than to compute its outputs, as one that writes does."""
+    for equation in jaxpr.eqns:
+        if equation.effects:
+            return True
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=_is_program
+        ):
+            program = getattr(inner, "jaxpr", inner)
+            if _is_program(program) and has_effects(program):
+                return True
+    return False
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(getattr(value, "jaxpr", value), "eqns")
 
 
 def _reached(jaxpr: Any, inputs: list[bool]) -> list[bool]:

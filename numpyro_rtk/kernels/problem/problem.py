@@ -212,6 +212,22 @@ class Problem:
             self.rows = self._find_rows(args, kwargs, by_row)
         return self._facts(args, kwargs, text)
 
+    def check_rows(self, args: tuple, kwargs: dict) -> None:
+        """Refuse arguments with which rows are not those that ``setup`` found.
+
+        A run that goes on is not set up anew.
+        """
+        if self.rows.num == 1:
+            return
+        now = self._find_rows(args, kwargs, by_row=True)
+        if now != self.rows:
+            raise ValueError(
+                "The model's arguments must leave the rows of its plate as independent as "
+                f"they were when the run began; got {self.rows.num} rows then and "
+                f"{now.num} now. Start a new run: `mcmc.post_warmup_state = None`, or a "
+                "new `MCMC`."
+            )
+
     def _find_rows(self, args: tuple, kwargs: dict, by_row: bool) -> Rows:
         noted = self.noted
         is_left_to_base = {site.name for site in noted.flat.learned} == {*noted.plain}

@@ -215,6 +215,16 @@ def a_condition_by_row():
         numpyro.sample("y", dist.Normal(x[..., 0], 0.5), obs=Y)
 
 
+@falls_into(R)
+def classes():
+    with rows():
+        x = numpyro.sample("x", PRIOR)
+        logits = jnp.stack([x[..., 0], x[..., 1], 0.0 * x[..., 0]], axis=-1)
+        numpyro.sample(
+            "y", dist.Categorical(logits=logits), obs=jnp.array([0, 2, 1, 1])
+        )
+
+
 # -- rows that are coupled, or not known not to be -------------------------------------
 
 
@@ -277,6 +287,14 @@ def rows_by_an_index():
     with numpyro.plate("data", 6):
         owner = jnp.array([0, 0, 1, 2, 3, 3])
         numpyro.sample("y", dist.Normal(x[owner, 0], 0.5), obs=jnp.ones(6))
+
+
+@falls_into(1)
+def an_index_that_keeps_rows_but_does_not_say_so():
+    with rows():
+        x = numpyro.sample("x", PRIOR)
+        kind = jnp.array([1, 0, 0, 1])
+        numpyro.sample("y", dist.Normal(x[jnp.arange(R), kind], 0.5), obs=Y)
 
 
 @falls_into(1)
@@ -348,6 +366,50 @@ def one_joint_prior_over_the_plate():
     x = numpyro.sample("x", rtk.LearnedPrior(joint))
     with rows():
         numpyro.sample("y", dist.Normal(x, 0.5), obs=Y)
+
+
+@jax.custom_vjp
+def clipped(x):
+    """Rows as they are, with a gradient that all of them scale."""
+    return x
+
+
+clipped.defvjp(lambda x: (x, None), lambda _, g: (g / jnp.linalg.norm(g),))
+
+
+@jax.custom_jvp
+def steered(x):
+    return x
+
+
+steered.defjvp(lambda x, dx: (x[0], dx[0] * jnp.sum(x[0])))
+
+
+@falls_into(1)
+def a_gradient_that_couples_rows():
+    with rows():
+        x = numpyro.sample("x", PRIOR)
+        numpyro.sample("y", dist.Normal(clipped(x)[..., 0], 0.5), obs=Y)
+
+
+@falls_into(1)
+def a_derivative_that_couples_rows():
+    with rows():
+        x = numpyro.sample("x", PRIOR)
+        numpyro.sample("y", dist.Normal(steered(x)[..., 0], 0.5), obs=Y)
+
+
+@falls_into(1)
+def a_sum_that_is_written_down():
+    new_ref = getattr(jax, "new_ref", None)
+    with rows():
+        x = numpyro.sample("x", PRIOR)
+        total = jnp.sum(x[..., 0])
+        if new_ref is not None:
+            kept = new_ref(jnp.zeros(()))
+            kept[...] = total
+            total = kept[...]
+        numpyro.sample("y", dist.Normal(x[..., 0] - total, 0.5), obs=Y)
 
 
 @falls_into(1)
@@ -437,6 +499,11 @@ MIXING = {
     "gone through": lambda x: jax.lax.scan(lambda c, v: (c + v, c), jnp.zeros(2), x)[1],
     "taken in part": lambda x: x[1:],
     "taken where a row says": lambda x: x[jnp.argmax(x[:, 0])],
+    "taken by another row": lambda x: jnp.take_along_axis(
+        x, jnp.ones((1, 2), int), axis=0
+    ),
+    "looked up in the rows": lambda x: x[jnp.argmax(x, axis=1)],
+    "tiled over rows": lambda x: jnp.tile(x, (2, 1)),
     "a matrix of rows": lambda x: jnp.linalg.solve(x[:2, :2], x[:2]),
     "called back": lambda x: jax.pure_callback(
         lambda v: v, jax.ShapeDtypeStruct(x.shape, x.dtype), x
@@ -464,6 +531,14 @@ KEEPING = {
     "convolved": (lambda x: jax.vmap(lambda v: jnp.convolve(v, jnp.ones(2)))(x), 0),
     "transformed": (lambda x: jnp.fft.rfft(x, axis=1).real, 0),
     "chosen among": (lambda x: jax.lax.cond(Y[0] > 0, jnp.sin, jnp.cos, x), 0),
+    "taken by row": (
+        lambda x: jnp.take_along_axis(x, jnp.ones((R, 1), int), axis=1),
+        0,
+    ),
+    "looked up": (lambda x: Y[jnp.argmax(x, axis=1)], 0),
+    "tiled": (lambda x: jnp.tile(x, (1, 3)), 0),
+    "checkpointed": (lambda x: jax.checkpoint(lambda x: jnp.sin(x) ** 2)(x), 0),
+    "a gradient": (jax.vmap(jax.grad(lambda v: jnp.sum(jnp.sin(v) * v))), 0),
     "a network": (jax.vmap(lambda v: jax.nn.softmax(jax.nn.silu(DESIGN @ v))), 0),
 }
 
