@@ -34,7 +34,7 @@ from numpyro_rtk.core.warmup.annealed import (
 )
 from numpyro_rtk.kernels.annealed_options import resolve
 from numpyro_rtk.kernels.base import PathKernel
-from numpyro_rtk.kernels.problem.problem import Bound
+from numpyro_rtk.kernels.problem.bound import Bound
 from numpyro_rtk.kernels.state import AdaptState, RTKState
 
 __all__ = ["AnnealedKernel"]

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from numpyro_rtk.core.annealed import Path
 from numpyro_rtk.core.warmup.exchange import Adaptation
 from numpyro_rtk.kernels.base import GIBBS_SITES
-from numpyro_rtk.kernels.problem.problem import Bound, Problem
+from numpyro_rtk.kernels.problem.bound import Bound
+from numpyro_rtk.kernels.problem.problem import Problem
 
 __all__ = ["path_beside_blocks", "with_reference"]
 

@@ -36,7 +36,7 @@ from numpyro_rtk.density import value_and_grad
 from numpyro_rtk.kernels.base import PathKernel
 from numpyro_rtk.kernels.particle_spread import num_spread_evals, spread_of
 from numpyro_rtk.kernels.particle_state import ParticleAdaptState, ParticleState
-from numpyro_rtk.kernels.problem.problem import Bound
+from numpyro_rtk.kernels.problem.bound import Bound
 from numpyro_rtk.noise import Ladder, as_levels
 
 __all__ = ["RTKParticleGibbs"]

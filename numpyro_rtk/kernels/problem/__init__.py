@@ -6,5 +6,7 @@
   to the user.
 - ``flat``: all sites in one vector. ``learned``, ``ordinary``: its two kinds of sites.
 - ``coupling``, ``dependence``: priors that depend on other sites.
+- ``bound``: what a problem is for given arguments.
+- ``rows``, ``alignment``: independent rows of a plate.
 - ``terms``: the log density term by term. ``further_out``: how far out in its prior.
 """

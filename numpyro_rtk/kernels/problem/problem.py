@@ -8,7 +8,7 @@ second run with new data sees the new data.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from numpyro.distributions import biject_to
 from numpyro.infer.util import transform_fn
 
 from numpyro_rtk import paths
-from numpyro_rtk.core.annealed import Path, log_reference
+from numpyro_rtk.core.annealed import log_reference
 from numpyro_rtk.core.segment import Evaluation
 from numpyro_rtk.core.warmup.adapt import Frame
 from numpyro_rtk.density import (
@@ -28,6 +28,7 @@ from numpyro_rtk.density import (
 )
 from numpyro_rtk.kernels.problem.alone import Alone
 from numpyro_rtk.kernels.problem.border import OneArray, SitesByName
+from numpyro_rtk.kernels.problem.bound import Bound, ByRow
 from numpyro_rtk.kernels.problem.coupling import find_coupling
 from numpyro_rtk.kernels.problem.dependence import depends_on
 from numpyro_rtk.kernels.problem.further_out import share_further_out
@@ -42,60 +43,10 @@ from numpyro_rtk.kernels.problem.ordinary import prior_location
 from numpyro_rtk.kernels.problem.refusals import in_words, refuse_randomness
 from numpyro_rtk.kernels.problem.rows import Rows, find_rows, one_row
 from numpyro_rtk.kernels.problem.runs import Run, abstractly, prepared
-from numpyro_rtk.kernels.problem.terms import Terms, counted_from, sum_in_two
+from numpyro_rtk.kernels.problem.terms import Terms, counted_from
 from numpyro_rtk.kernels.programs import ById, text_of
 
-__all__ = ["Bound", "Problem", "problem_of"]
-
-
-class ByRow(NamedTuple):
-    """The same problem as a product over rows; positions are ``(R, dim of a row)``.
-
-    Attributes:
-        base: the noised prior, with a log density for each row.
-        log_likelihood: ``(R,)``; None without.
-    """
-
-    base: Callable[[jax.Array, jax.Array], Evaluation]
-    log_likelihood: Callable[[jax.Array], jax.Array] | None
-
-
-class Bound(NamedTuple):
-    """A problem for given model arguments and a given frame.
-
-    Attributes:
-        base: the noised prior of the flat position.
-        path: level by level target; at level 0 less than the model's log density by the
-            sum of ``at_origin``.
-        flatten: from the user's values to the flat standardised position.
-        unflatten: back.
-        log_volume: log determinant of ``unflatten``.
-        log_likelihood: everything but the learned priors, at level 0; None without.
-        at_origin: the model's terms at the frame's origin.
-        by_row: see :class:`ByRow`.
-    """
-
-    base: BaseFn
-    path: Path
-    flatten: Callable[[Any], jax.Array]
-    unflatten: Callable[[jax.Array], Any]
-    log_volume: jax.Array
-    log_likelihood: Callable[[jax.Array], jax.Array] | None
-    at_origin: Terms
-    by_row: ByRow
-
-    @property
-    def log_offset(self) -> jax.Array:
-        """The sum of ``at_origin``, and what its rounding leaves out, ``(2,)``."""
-        return sum_in_two(self.at_origin)
-
-    def at_ground(self, position: jax.Array) -> Evaluation:
-        """The path at level 0, whatever its c."""
-        return self.path(position, paths.levels_of(jnp.zeros(()), 1.0))
-
-    def energy(self, log_density: jax.Array) -> jax.Array:
-        """NumPyro's potential energy, from a log density of the path at level 0."""
-        return self.log_volume - (log_density + jnp.sum(self.log_offset))
+__all__ = ["Problem", "problem_of"]
 
 
 class Problem:
