@@ -15,7 +15,7 @@ from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_rtk._checks import COARSE, check_bool, coarse_message
 from numpyro_rtk.core.warmup.adapt import Frame
-from numpyro_rtk.kernels.problem.problem import Problem, problem_of
+from numpyro_rtk.kernels.problem.problem import Problem
 from numpyro_rtk.kernels.problem.terms import rounding_of, sum_of_squares
 from numpyro_rtk.kernels.programs import ById, compiled, make_room
 
@@ -66,7 +66,7 @@ class PathKernel(MCMCKernel):
         forward_mode_differentiation: bool = False,
     ):
         check_bool("forward_mode_differentiation", forward_mode_differentiation)
-        self._problem = problem_of(model, score, path, forward_mode_differentiation)
+        self._problem = _problem_of(model, score, path, forward_mode_differentiation)
         self._num_warmup = 0
         self._sample_fn: Callable | None = None
 
@@ -271,3 +271,24 @@ def _check_resolved(rounding: float, may_refuse: bool) -> None:
     if may_refuse and rounding > _HOPELESS:
         raise ValueError(message)
     warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _problem_of(
+    model: Callable | None, score: Any, path: str | None, forward_mode: bool
+) -> Problem:
+    """The problem of a kernel's arguments of these names.
+
+    Raises:
+        ValueError: unless exactly one of ``model`` and ``score`` is given, or for a
+            ``path`` with ``score``.
+    """
+    if (model is None) == (score is None):
+        got = "neither" if model is None else "both"
+        raise ValueError(
+            f"Exactly one of `model` and `score` must be given; got {got}. `model` is a "
+            "NumPyro model with a LearnedPrior site; `score` is a density to sample by "
+            "itself."
+        )
+    if score is not None and path is not None:
+        raise ValueError("`path` must be None with `score`: a density is its own path.")
+    return Problem(model, path, forward_mode, density=score)

@@ -41,12 +41,17 @@ from numpyro_rtk.kernels.problem.learned import (
 from numpyro_rtk.kernels.problem.noted import Noted, note
 from numpyro_rtk.kernels.problem.ordinary import prior_location
 from numpyro_rtk.kernels.problem.refusals import in_words, refuse_randomness
-from numpyro_rtk.kernels.problem.rows import Rows, find_rows, one_row
+from numpyro_rtk.kernels.problem.rows import (
+    Rows,
+    find_rows,
+    one_row,
+    refuse_other_rows,
+)
 from numpyro_rtk.kernels.problem.runs import Run, abstractly, prepared
 from numpyro_rtk.kernels.problem.terms import Terms, counted_from
 from numpyro_rtk.kernels.programs import ById, text_of
 
-__all__ = ["Problem", "problem_of"]
+__all__ = ["Problem"]
 
 
 class Problem:
@@ -168,16 +173,8 @@ class Problem:
 
         A run that goes on is not set up anew.
         """
-        if self.rows.num == 1:
-            return
-        now = self._find_rows(args, kwargs, by_row=True)
-        if now != self.rows:
-            raise ValueError(
-                "The model's arguments must leave the rows of its plate as independent as "
-                f"they were when the run began; got {self.rows.num} rows then and "
-                f"{now.num} now. Start a new run: `mcmc.post_warmup_state = None`, or a "
-                "new `MCMC`."
-            )
+        if self.rows.num > 1:
+            refuse_other_rows(self.rows, self._find_rows(args, kwargs, by_row=True))
 
     def _find_rows(self, args: tuple, kwargs: dict, by_row: bool) -> Rows:
         noted = self.noted
@@ -408,24 +405,3 @@ class Problem:
 def _traced_once(function: Callable) -> Callable:
     """The same function, which JAX asks once for all its uses on arguments of one type."""
     return jax.jit(function, inline=True)
-
-
-def problem_of(
-    model: Callable | None, score: Any, path: str | None, forward_mode: bool
-) -> Problem:
-    """The problem of a kernel's arguments of these names.
-
-    Raises:
-        ValueError: unless exactly one of ``model`` and ``score`` is given, or for a
-            ``path`` with ``score``.
-    """
-    if (model is None) == (score is None):
-        got = "neither" if model is None else "both"
-        raise ValueError(
-            f"Exactly one of `model` and `score` must be given; got {got}. `model` is a "
-            "NumPyro model with a LearnedPrior site; `score` is a density to sample by "
-            "itself."
-        )
-    if score is not None and path is not None:
-        raise ValueError("`path` must be None with `score`: a density is its own path.")
-    return Problem(model, path, forward_mode, density=score)

@@ -17,7 +17,14 @@ from numpyro_rtk.kernels.problem.alignment import aligned_with
 from numpyro_rtk.kernels.problem.flat import Flat, Site
 from numpyro_rtk.kernels.problem.terms import Terms, counted_from
 
-__all__ = ["Plate", "Rows", "find_rows", "one_row", "shared_plates"]
+__all__ = [
+    "Plate",
+    "Rows",
+    "find_rows",
+    "one_row",
+    "refuse_other_rows",
+    "shared_plates",
+]
 
 
 _NOWHERE = 1 << 30  # an axis that no array has
@@ -155,3 +162,13 @@ def _by_row(flat: Flat, site: Site, axis: int) -> np.ndarray:
     start = sum(one.size for one in flat.sites[: flat.sites.index(site)])
     index = np.arange(start, start + site.size).reshape(site.shape)
     return np.moveaxis(index, axis, 0).reshape(site.shape[axis], -1)
+
+
+def refuse_other_rows(before: Rows, now: Rows) -> None:
+    """Raise where a run would go on with other rows than it began with."""
+    if now != before:
+        raise ValueError(
+            "The model's arguments must leave the rows of its plate as independent as they "
+            f"were when the run began; got {before.num} rows then and {now.num} now. Start "
+            "a new run: `mcmc.post_warmup_state = None`, or a new `MCMC`."
+        )
