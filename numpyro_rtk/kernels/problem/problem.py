@@ -41,12 +41,7 @@ from numpyro_rtk.kernels.problem.learned import (
 from numpyro_rtk.kernels.problem.noted import Noted, note
 from numpyro_rtk.kernels.problem.ordinary import prior_location
 from numpyro_rtk.kernels.problem.refusals import in_words, refuse_randomness
-from numpyro_rtk.kernels.problem.rows import (
-    Rows,
-    find_rows,
-    one_row,
-    refuse_other_rows,
-)
+from numpyro_rtk.kernels.problem.rows import Rows, find_rows, one_row, refuse_others
 from numpyro_rtk.kernels.problem.runs import Run, abstractly, prepared
 from numpyro_rtk.kernels.problem.terms import Terms, counted_from
 from numpyro_rtk.kernels.programs import ById, text_of
@@ -169,12 +164,9 @@ class Problem:
         return self._facts(args, kwargs, text)
 
     def check_rows(self, args: tuple, kwargs: dict) -> None:
-        """Refuse arguments with which rows are not those that ``setup`` found.
-
-        A run that goes on is not set up anew.
-        """
+        """Refuse arguments of other rows: a run that goes on is not set up anew."""
         if self.rows.num > 1:
-            refuse_other_rows(self.rows, self._find_rows(args, kwargs, by_row=True))
+            refuse_others(self.rows, self._find_rows(args, kwargs, by_row=True))
 
     def _find_rows(self, args: tuple, kwargs: dict, by_row: bool) -> Rows:
         noted = self.noted

@@ -22,7 +22,7 @@ __all__ = [
     "Rows",
     "find_rows",
     "one_row",
-    "refuse_other_rows",
+    "refuse_others",
     "shared_plates",
 ]
 
@@ -164,7 +164,7 @@ def _by_row(flat: Flat, site: Site, axis: int) -> np.ndarray:
     return np.moveaxis(index, axis, 0).reshape(site.shape[axis], -1)
 
 
-def refuse_other_rows(before: Rows, now: Rows) -> None:
+def refuse_others(before: Rows, now: Rows) -> None:
     """Raise where a run would go on with other rows than it began with."""
     if now != before:
         raise ValueError(
