@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
-from numpyro_rtk.kernels.problem.dependence import has_effects
+from numpyro_rtk.kernels.problem.dependence import has_references
 
 __all__ = ["aligned_with"]
 
@@ -61,7 +61,7 @@ def aligned_with(
         )
     except Exception:  # whatever a function of the user's may raise without one
         return None
-    if has_effects(closed.jaxpr):
+    if has_references(closed.jaxpr):
         return None
     found = _through(closed.jaxpr, jax.tree.leaves({n: axes[n] for n in values}))
     names = jax.tree.leaves({name: name for name in outputs})

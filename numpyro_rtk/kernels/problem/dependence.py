@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
-__all__ = ["depends_on", "has_effects"]
+__all__ = ["depends_on", "has_references"]
 
 
 def depends_on(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
@@ -16,21 +16,22 @@ def depends_on(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
     """
     closed, outputs = jax.make_jaxpr(function, return_shape=True)(x)
     flags = _reached(closed.jaxpr, [True] * len(closed.jaxpr.invars))
-    if has_effects(closed.jaxpr):
+    if has_references(closed.jaxpr):
         flags = [True] * len(flags)
     return jax.tree.unflatten(jax.tree.structure(outputs), flags)
 
 
-def has_effects(jaxpr: Any) -> bool:
-    """Whether some step does more than to compute its outputs, as one that writes does."""
+def has_references(jaxpr: Any) -> bool:
+    """Whether some step reads or writes a place, which no variable's equation shows."""
     for equation in jaxpr.eqns:
-        if equation.effects:
+        variables = (*equation.invars, *equation.outvars)
+        if any(hasattr(variable.aval, "inner_aval") for variable in variables):
             return True
         for inner in jax.tree.leaves(
             list(equation.params.values()), is_leaf=_is_program
         ):
             program = getattr(inner, "jaxpr", inner)
-            if _is_program(program) and has_effects(program):
+            if _is_program(program) and has_references(program):
                 return True
     return False
 

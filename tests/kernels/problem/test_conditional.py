@@ -21,6 +21,7 @@ import numpyro_rtk as rtk
 from numpyro_rtk.core.warmup.adapt import Frame
 from numpyro_rtk.kernels.problem import problem as problem_module
 from numpyro_rtk.kernels.problem.coupling import Coupling
+from numpyro_rtk.kernels.problem.dependence import depends_on
 from numpyro_rtk.kernels.problem.problem import Problem
 from numpyro_rtk.paths import levels_of
 from tests.kernels.conftest import MIXTURE
@@ -226,3 +227,26 @@ def test_a_noise_process_that_depends_on_latent_sites_is_refused():
 
     with pytest.raises(ValueError, match="`loc` and `scale` of a learned density"):
         Problem(latent, None).setup(jr.key(0), (), {})
+
+
+def test_a_model_that_prints_is_not_coupled():
+    def latent():
+        c = numpyro.sample("c", dist.Normal())
+        jax.debug.print("c: {}", c)
+        numpyro.sample("x", rtk.LearnedPrior(MovingAt(jnp.array(0.3))))
+
+    problem = Problem(latent, None)
+    problem.setup(jr.key(0), (), {})
+    assert not problem.is_coupled
+
+
+def test_what_is_written_and_read_again_may_depend():
+    if not hasattr(jax, "new_ref"):
+        pytest.skip("JAX without references")
+
+    def through_a_place(x):
+        place = jax.new_ref(jnp.zeros(()))
+        place[...] = x[0]
+        return place[...]
+
+    assert depends_on(through_a_place, jnp.ones(1))

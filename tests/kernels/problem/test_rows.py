@@ -225,6 +225,14 @@ def classes():
         )
 
 
+@falls_into(R)
+def printed_while_it_runs():
+    with rows():
+        x = numpyro.sample("x", PRIOR)
+        jax.debug.print("x: {}", x)
+        numpyro.sample("y", dist.Normal(x[..., 0], 0.5), obs=Y)
+
+
 # -- rows that are coupled, or not known not to be -------------------------------------
 
 
