@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpyro.diagnostics import split_gelman_rubin
 
 from numpyro_rtk.diagnostics.evidence import UNKNOWN, log_evidence
 from numpyro_rtk.diagnostics.finished import field_of, said
+from numpyro_rtk.diagnostics.rhat import rhat_of
 
 __all__ = ["ParticleDiagnosis", "diagnose_particles"]
 
@@ -37,7 +37,8 @@ class ParticleDiagnosis(NamedTuple):
         is_of_score: whether there was a score alone.
         dim: numbers of a draw.
         log_evidence: estimate and its standard error; see :func:`log_evidence`.
-        rhat: largest split R-hat of a latent coordinate; NaN for fewer than 100 draws.
+        rhat: largest split R-hat of a coordinate, deterministic sites' too; NaN for fewer
+            than 100 draws.
         apart: which coordinate that is, such as ``x[3,0]``.
         problems: sentences that say what is wrong and what to change; empty if nothing.
         limits: what no diagnostic of this run can exclude.
@@ -122,19 +123,21 @@ def _says_stays(found: ParticleDiagnosis) -> str | None:
 
 
 def _most_apart(samples: Any) -> tuple[float, str]:
-    """The largest R-hat among the draws' coordinates, and the name of that one."""
+    """The largest R-hat among the draws' coordinates, and the name of that one.
+
+    Of those that are finite in all draws: a deterministic site need not be.
+    """
     sites = samples if isinstance(samples, dict) else {"x": samples}
     worst, name = np.nan, ""
     for site, value in sites.items():
-        value = np.asarray(value, np.float64)
-        flat = value.reshape(*value.shape[:2], -1)
-        varies = np.ptp(flat, axis=(0, 1)) > 0.0
-        if value.shape[1] < _FEW_DRAWS or not varies.any():
+        chains, draws, *shape = np.shape(value)
+        if draws < _FEW_DRAWS:
             continue
-        rhat = np.where(varies, split_gelman_rubin(np.where(varies, flat, 0.0)), 1.0)
-        place = int(np.nanargmax(rhat))
+        rhat = rhat_of(np.asarray(value, np.float64).reshape(chains, draws, -1))
+        rhat = np.where(np.isnan(rhat), 1.0, rhat)
+        place = int(np.argmax(rhat))
         if not rhat[place] <= worst:
-            index = np.unravel_index(place, value.shape[2:])
+            index = np.unravel_index(place, shape)
             worst = float(rhat[place])
             name = f"{site}[{','.join(map(str, index))}]" if index else site
     return worst, name

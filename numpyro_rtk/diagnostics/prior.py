@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from numpyro.diagnostics import split_gelman_rubin
 from numpyro.infer import MCMC
 
 from numpyro_rtk.density import (
@@ -27,6 +26,7 @@ from numpyro_rtk.diagnostics.comparison import (
     share_memorised,
 )
 from numpyro_rtk.diagnostics.evidence import log_evidence
+from numpyro_rtk.diagnostics.rhat import rhat_of
 from numpyro_rtk.diagnostics.score import ScoreCheck, check_score
 from numpyro_rtk.kernels.replica_exchange import RTKReplicaExchange
 from numpyro_rtk.sites import (
@@ -323,11 +323,7 @@ def _rhat(chains: np.ndarray, group: np.ndarray, above: np.ndarray) -> float:
     indicators = np.column_stack([group[:, None] == np.arange(NUM_GROUPS), above])
     indicators = indicators.reshape(*chains.shape[:2], -1).astype(float)
     values = np.concatenate([chains, indicators], axis=-1)
-    varies = values.std(axis=(0, 1)) > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rhat = np.asarray(split_gelman_rubin(values[..., varies]))
-    # chains that each stand still, and apart, have no variance within
-    return float(np.max(np.where(np.isnan(rhat), np.inf, rhat), initial=1.0))
+    return float(np.max(rhat_of(values), initial=1.0))
 
 
 def _no_density(doubts: list[Doubt]) -> list[str]:

@@ -153,6 +153,12 @@ def test_chains_that_do_not_agree_are_said_by_coordinate(finished):
     rhat, name = _most_apart({"x": x, "still": np.ones((CHAINS, DRAWS))})
     assert rhat > 1.3
     assert name == "x[7,1]"
+    # a deterministic site may be infinite where that means something
+    x[..., 0, 0] = np.inf
+    assert _most_apart({"x": x, "log": np.full((CHAINS, DRAWS), -np.inf)}) == (
+        rhat,
+        name,
+    )
     found = rtk.diagnose(finished)
     assert _says_apart(found) is None
     assert "`x[7,1]`" in _says_apart(found._replace(rhat=rhat, apart=name))
