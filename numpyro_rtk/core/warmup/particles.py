@@ -100,9 +100,9 @@ def plan_at(
     if follows_likelihood and num_fine:
         noise = noise_to_signal(times[1:])
         # blind particles say nothing of how precise the likelihood is
-        least = jnp.where(sharpness.is_even, _SMALLEST_C, 0.0)
-        variance = jnp.min(jnp.maximum(sharpness.variance, least))
-        smallest = _PART_OF_NOISE * jnp.sqrt(variance)
+        is_blind = sharpness.is_even & (sharpness.variance <= _BLIND)
+        variance = jnp.where(is_blind, _SMALLEST_C, sharpness.variance)
+        smallest = _PART_OF_NOISE * jnp.sqrt(jnp.min(variance))
         # the rest keeps the ladder's shape: levels far apart would spoil the law of draws
         place = jnp.linspace(0.0, len(noise) - 1.0, len(noise) - num_fine)
         coarse = jnp.interp(place, jnp.arange(len(noise)), jnp.log(noise))
