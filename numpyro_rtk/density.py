@@ -281,33 +281,30 @@ def product_base(
             densities are then those of the rows, ``(R,)``.
     """
     parts = [Part(*part) for part in parts]
-    num_rows = 0 if row_of is None else int(row_of.max()) + 1
-
-    def added(value, log_densities, start, dim):
-        """With those of copies that begin at ``start``, or by row."""
-        if row_of is None:
-            return value + jnp.sum(log_densities)
-        rows = row_of[start : start + dim * len(log_densities) : dim]
-        return value.at[rows].add(log_densities)
+    if num_normal:
+        # where there are rows, each coordinate is of one
+        size = num_normal if row_of is None else 1
+        normal = lambda z, t: Evaluation(log_reference(z), -z)
+        parts.append(Part(normal, size, num_normal // size))
+    num_rows = None if row_of is None else int(row_of.max()) + 1
 
     def evaluate(u: jax.Array, t: jax.Array) -> Evaluation:
-        value = jnp.zeros(() if row_of is None else (num_rows,), u.dtype)
+        value = jnp.zeros(() if num_rows is None else (num_rows,), u.dtype)
         scores, start = [], 0
         for part in parts:
             stop = start + part.dim * part.copies
             block = u[start:stop].reshape(part.copies, part.dim)
-            if part.copies == 1:
+            if row_of is not None:
+                found = part.at(block, t)
+                value = value.at[row_of[start : stop : part.dim]].add(found.log_density)
+            elif part.copies == 1:
                 found = part.of_one(block, t)
                 value = value + found.log_density
             else:
                 found = part.at(block, t)
-                value = added(value, found.log_density, start, part.dim)
+                value = value + jnp.sum(found.log_density)
             scores.append(jnp.ravel(found.score))
             start = stop
-        if num_normal:
-            normal = jax.vmap(log_reference)(u[start:, None])
-            value = added(value, normal, start, 1)
-            scores.append(-u[start:])
         return Evaluation(value, jnp.concatenate(scores))
 
     return evaluate

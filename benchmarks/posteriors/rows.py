@@ -5,7 +5,8 @@
 
 Every row has two modes that its datum cannot tell apart (closed form). Beside it the same
 model with a term that couples the rows, by less than rounding: all rows are then one. Four
-chains; ESS is that of which mode a row is in. Wall time is that of the draws.
+chains; ESS is that of which mode a row is in. Wall time is that of the draws; from 100 rows
+on it holds their compilation, some seconds.
 """
 
 import argparse

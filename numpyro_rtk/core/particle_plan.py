@@ -10,14 +10,7 @@ from numpyro_rtk.core.segment import Segment, noising_between
 from numpyro_rtk.core.twist import Sharpness, Twist, twist_of
 from numpyro_rtk.noise import noise_variance, signal
 
-__all__ = [
-    "Entry",
-    "Levels",
-    "ParticlePlan",
-    "particle_plan",
-    "plan_of_rows",
-    "segments_of",
-]
+__all__ = ["Entry", "Levels", "ParticlePlan", "plan_of_rows", "segments_of"]
 
 # The last step is not narrower than this part of its noise's variance: how narrow it is was
 # estimated.
@@ -60,8 +53,8 @@ class Entry(NamedTuple):
 class ParticlePlan(NamedTuple):
     """Levels, and what leads from one to the next; arrays, so that a new one is no retrace.
 
-    That of one row; of all of them (:func:`plan_of_rows`) each leaf has a further axis of
-    R, after that of levels where it has one, but for the levels' time and noise.
+    Shapes are those of one row; of R rows each leaf has a further axis, after that of
+    levels where it has one, but for the levels' time and noise.
 
     A proposal is a reverse kernel that the twist has moved and narrowed: in units of the
     kernel's spread, along the columns of its root, ``N(lift @ parts, narrow**2)``.
@@ -82,16 +75,16 @@ class ParticlePlan(NamedTuple):
     entry: Entry
 
 
-def particle_plan(
+def plan_of_rows(
     times: jax.Array, unknown: jax.Array, sharpness: Sharpness
 ) -> ParticlePlan:
-    """The plan of a ladder.
+    """The plans of R rows on one ladder.
 
     Args:
         times: ``(K + 1,)``.
         unknown: mean covariance of the clean value at them, ``(K + 1, dim, dim)``, or its
-            diagonal, ``(K + 1, dim)``.
-        sharpness: of the likelihood, on the standardised scale.
+            diagonal, ``(K + 1, dim)``; the same for all rows.
+        sharpness: of each row's likelihood, on the standardised scale, leading axis R.
     """
     t = jnp.asarray(times, unknown.dtype)
     a, s2 = signal(t), noise_variance(t)
@@ -99,40 +92,27 @@ def particle_plan(
     slope = like(a / jnp.maximum(s2, _TINY), unknown) * unknown
     one = jnp.ones(unknown.shape[-1], unknown.dtype)
     slope = slope.at[0].set(one if unknown.ndim == 2 else jnp.diag(one))
+    segments = segments_of(t, unknown)
+    of_row = lambda row: _of_row(slope, unknown, segments, row)
+    # not at once: two batched decompositions at a time can wait for one another forever
+    *by_level, entry = jax.lax.map(of_row, sharpness)
+    swapped = lambda leaf: jnp.swapaxes(leaf, 0, 1)
+    twist, segments, lift, narrow = jax.tree.map(swapped, by_level)
+    levels = Levels(time=t, signal=a, noise_variance=s2, twist=twist)
+    return ParticlePlan(levels, segments, lift, narrow, entry)
+
+
+def _of_row(slope, unknown, segments: Segment, sharpness: Sharpness) -> tuple:
+    """What is a row's own: its twists, kernels, lift, narrowing, and its entry."""
     twist, back = twist_of(slope, unknown, sharpness)
     root = jnp.sqrt(twist.inverse_temperature)
     bend = back * (root if back.ndim == 2 else root[:, None])
-    segments = segments_of(t, unknown)
     segments, narrow = _narrowed(segments, bend[:-1], sharpness.is_even)
     # the proposal's mean is Tweedie's, of a score that the twist's gradient is added to
     lift = like(segments.mean_score, segments.inverse_root) * segments.inverse_root
     lift = lift * back[1:] if lift.ndim == 2 else lift @ back[1:]
-    levels = Levels(time=t, signal=a, noise_variance=s2, twist=twist)
     entry = _entry(back[-1], bend[-1], sharpness.is_even)
-    return ParticlePlan(levels, segments, lift, narrow, entry)
-
-
-def plan_of_rows(
-    times: jax.Array, unknown: jax.Array, sharpness: Sharpness
-) -> ParticlePlan:
-    """The plans of R rows on one ladder.
-
-    Args:
-        times: see :func:`particle_plan`.
-        unknown: likewise, the same for all rows.
-        sharpness: of each row's likelihood, leading axis R.
-    """
-    # not at once: two batched decompositions at a time can wait for one another forever
-    plan = jax.lax.map(lambda one: particle_plan(times, unknown, one), sharpness)
-    by_level = lambda tree: jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tree)
-    levels = jax.tree.map(lambda leaf: leaf[0], plan.levels)
-    return ParticlePlan(
-        levels=levels._replace(twist=by_level(plan.levels.twist)),
-        segments=by_level(plan.segments),
-        lift=by_level(plan.lift),
-        narrow=by_level(plan.narrow),
-        entry=plan.entry,
-    )
+    return twist, segments, lift, narrow, entry
 
 
 def segments_of(times: jax.Array, unknown: jax.Array) -> Segment:
@@ -143,7 +123,7 @@ def segments_of(times: jax.Array, unknown: jax.Array) -> Segment:
 
     Args:
         times: ``(K + 1,)``.
-        unknown: see :func:`particle_plan`.
+        unknown: see :func:`plan_of_rows`.
     """
     a, v = noising_between(times[:-1], times[1:])
     s2 = noise_variance(times[:-1])
@@ -181,19 +161,25 @@ def _narrowed(
 
     def one(inputs):
         segment, bend = inputs
-        seen = segment.root.T @ bend
-        precision, axes = jnp.linalg.eigh(seen @ seen.T)
+        axes, narrow = _along_axes(segment.root, bend)
         turned = segment._replace(
             root=segment.root @ axes, inverse_root=axes.T @ segment.inverse_root
         )
-        return turned, jax.lax.rsqrt(1.0 + jnp.maximum(precision, 0.0))
+        return turned, narrow
 
     def by_coordinate():
         return segments, jax.lax.rsqrt(1.0 + jnp.square(bend * segments.root))
 
-    along_axes = lambda: jax.lax.map(one, (segments, bend))
-    narrowed = by_coordinate if bend.ndim == 2 else along_axes
+    by_matrices = lambda: jax.lax.map(one, (segments, bend))
+    narrowed = by_coordinate if bend.ndim == 2 else by_matrices
     return jax.lax.cond(is_even, lambda: (segments, wide), narrowed)
+
+
+def _along_axes(root: jax.Array, bend: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """In units of a root: axes of a curvature ``bend @ bend.T``, how narrow it makes."""
+    seen = root.T @ bend
+    precision, axes = jnp.linalg.eigh(seen @ seen.T)
+    return axes, jax.lax.rsqrt(1.0 + jnp.maximum(precision, 0.0))
 
 
 def _entry(back: jax.Array, bend: jax.Array, is_even: jax.Array) -> Entry:
@@ -202,11 +188,11 @@ def _entry(back: jax.Array, bend: jax.Array, is_even: jax.Array) -> Entry:
     eye = wide if back.ndim == 1 else jnp.diag(wide)
 
     def narrowed():
-        precision, axes = jnp.square(bend), wide
-        if bend.ndim == 2:
-            precision, axes = jnp.linalg.eigh(bend @ bend.T)
-        variance = 1.0 / (1.0 + jnp.maximum(precision, 0.0))
-        along = back if back.ndim == 1 else axes.T @ back
-        return Entry(axes, like(variance, along) * along, jnp.sqrt(variance))
+        if bend.ndim == 1:
+            axes, narrow, along = wide, jax.lax.rsqrt(1.0 + jnp.square(bend)), back
+        else:
+            axes, narrow = _along_axes(eye, bend)
+            along = axes.T @ back
+        return Entry(axes, like(jnp.square(narrow), along) * along, narrow)
 
     return jax.lax.cond(is_even, lambda: Entry(eye, back, wide), narrowed)

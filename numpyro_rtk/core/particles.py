@@ -193,11 +193,12 @@ def sweep(
             log_weight = log_weight - 0.5 * jnp.sum(jnp.square(step), axis=-1)
         return (z, log_weight), here
 
-    top = _entered(noise.top, None if path is None else path[-1], target, plan)
+    if path is None:
+        path = jnp.zeros_like(noise.top, shape=(len(noise.back), *noise.top.shape[1:]))
+    top = _entered(noise.top, path[-1], keep, target, plan)
     upper = jax.tree.map(lambda leaf: leaf[1:], plan.levels)
-    rows = jnp.zeros_like(noise.cross[:, 0]) if path is None else path[:-1]
     kernels = (plan.segments, plan.lift, plan.narrow)
-    inputs = (noise.cross, noise.resample, kernels, upper, rows)
+    inputs = (noise.cross, noise.resample, kernels, upper, path[:-1])
     (x, log_weight), above = jax.lax.scan(down, top, inputs, reverse=True)
     log_prior, log_likelihood = _at_bottom(x, target)
     log_weight = _usable(log_weight + log_prior + log_likelihood)
@@ -239,20 +240,17 @@ def _ancestors(here: _Level, uniforms: jax.Array, keep: Callable) -> jax.Array:
     return jnp.where(here.is_resampled[None], keep(chosen, 0), everyone)
 
 
-def _entered(noise, row, target: Target, plan: ParticlePlan):
-    """Particles at the top level, ``row`` the first of them, and their weights."""
+def _entered(noise, row, keep: Callable, target: Target, plan: ParticlePlan):
+    """Particles at the top level, and their weights; if one is kept, it is ``row``."""
     entry, zero = plan.entry, jnp.zeros_like(noise[0])
     shift = zero[None]
     if target.likelihood is not None:
         top = jax.tree.map(lambda leaf: leaf[-1], plan.levels.twist)
         _, parts = jax.vmap(look_ahead)(top, *target.likelihood(zero))
         shift = jax.vmap(stretch)(entry.lift, parts)[None]
-    step = _proposed(shift, entry.narrow, noise)
-    if row is not None:
-        back = jax.vmap(lambda axes, row: stretch(axes.T, row))
-        step = step.at[0].set(back(entry.axes, row))
-    x = _of_each(stretch, entry.axes, step)
-    x = x if row is None else x.at[0].set(row)
+    back = jax.vmap(lambda axes, row: stretch(axes.T, row))
+    step = keep(_proposed(shift, entry.narrow, noise), back(entry.axes, row))
+    x = keep(_of_each(stretch, entry.axes, step), row)
     log_weight = -_log_proposed(shift, entry.narrow, step) - log_reference(zero[0])
     if not target.has_energy:
         log_weight = log_weight + jax.vmap(jax.vmap(log_reference))(x)

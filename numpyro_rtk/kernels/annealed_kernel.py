@@ -302,7 +302,9 @@ class AnnealedKernel(PathKernel):
             z=z,
             potential_energy=bound.energy(evaluation.log_density),
             segment_accept_prob=inner_accept,
-            mean_accept_prob=self._mean_accept_prob(state, fields["accept_prob"]),
+            mean_accept_prob=self._running(
+                state, "mean_accept_prob", fields["accept_prob"]
+            ),
             adapt_state=learn(
                 adapt,
                 self._method,

@@ -220,11 +220,9 @@ class PathKernel(MCMCKernel):
         one = lambda leaf: leaf if leaf.ndim == 1 else leaf[0]
         return jax.tree.map(one, state.adapt_state.frame)
 
-    def _mean_accept_prob(self, state: Any, accept_prob: jax.Array) -> jax.Array:
-        """The running mean within warm-up, or after it, with this draw's."""
-        return self._mean_of_phase(state, state.mean_accept_prob, accept_prob)
-
-    def _mean_of_phase(self, state: Any, mean: jax.Array, new: jax.Array) -> jax.Array:
+    def _running(self, state: Any, name: str, new: jax.Array) -> jax.Array:
+        """The running mean within warm-up, or after it, of a field, with this draw's."""
+        mean = getattr(state, name)
         num = state.i + 1
         num = jnp.where(num > self._num_warmup, num - self._num_warmup, num)
         return mean + (new - mean) / num

@@ -370,10 +370,8 @@ class RTKParticleGibbs(PathKernel):
             diverging=~jnp.isfinite(log_density),
             sample_size=jnp.min(found.sample_size, axis=1),
             log_evidence=jnp.sum(found.log_evidence) + jnp.sum(bound.log_offset),
-            mean_accept_prob=self._mean_accept_prob(state, accept_prob),
-            row_accept_prob=self._mean_of_phase(
-                state, state.row_accept_prob, row_moved
-            ),
+            mean_accept_prob=self._running(state, "mean_accept_prob", accept_prob),
+            row_accept_prob=self._running(state, "row_accept_prob", row_moved),
             path=found.path,
             adapt_state=self._learn(adapt, state.i, z),
             rng_key=key,

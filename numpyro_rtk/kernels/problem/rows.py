@@ -26,7 +26,6 @@ __all__ = [
     "shared_plates",
 ]
 
-
 _NOWHERE = 1 << 30  # an axis that no array has
 
 
@@ -86,10 +85,8 @@ class Rows(NamedTuple):
             return counted_from(origin, terms)[None]
         total = jnp.zeros(self.num)
         for name, axis in self.axes:
-            first = lambda term, axis=axis: jnp.moveaxis(term, axis, 0)
-            before = {name: first(origin[name])}
-            each = jax.vmap(lambda o, t, name=name: counted_from({name: o}, {name: t}))
-            total = total + each(before[name], first(terms[name]))
+            of_row = lambda o, t, name=name: counted_from({name: o}, {name: t})
+            total = total + jax.vmap(of_row, axis)(origin[name], terms[name])
         return total
 
 
@@ -106,17 +103,11 @@ def shared_plates(latent: dict, shapes: dict[str, tuple[int, ...]]) -> list[Plat
         shapes: of their unconstrained values.
     """
     found = []
-    frames = {
-        frame.name: frame for frame in next(iter(latent.values()))["cond_indep_stack"]
-    }
-    for name, frame in frames.items():
-        axes = tuple((site, _axis(message, name)) for site, message in latent.items())
-        fits = all(
-            axis is not None and shapes[site][axis : axis + 1] == (frame.size,)
-            for site, axis in axes
-        )
-        if fits and frame.size > 1:
-            found.append(Plate(frame.size, axes))
+    for frame in next(iter(latent.values()))["cond_indep_stack"]:
+        axes = {site: _axis(latent[site], frame.name) for site in latent}
+        sizes = {shapes[site][axis : axis + 1] for site, axis in axes.items()}
+        if sizes == {(frame.size,)} and frame.size > 1:
+            found.append(Plate(frame.size, tuple(axes.items())))
     return sorted(found, key=lambda plate: -plate.size)
 
 

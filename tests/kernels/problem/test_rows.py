@@ -67,6 +67,12 @@ def rows(dim=None):
     return numpyro.plate("rows", R, dim=dim)
 
 
+def see_three_numbers(location):
+    """Of each row, whose plate this is in."""
+    likelihood = dist.Normal(location, 0.5).to_event(1)
+    numpyro.sample("y", likelihood, obs=jnp.ones((R, 3)))
+
+
 # -- products over rows ----------------------------------------------------------------
 
 
@@ -81,20 +87,14 @@ def one_coordinate():
 def a_matrix_for_all_rows():
     with rows():
         x = numpyro.sample("x", PRIOR)
-        location = x @ DESIGN.T
-        numpyro.sample(
-            "y", dist.Normal(location, 0.5).to_event(1), obs=jnp.ones((R, 3))
-        )
+        see_three_numbers(x @ DESIGN.T)
 
 
 @falls_into(R)
 def an_einsum():
     with rows():
         x = numpyro.sample("x", PRIOR)
-        location = jnp.einsum("ab,rb->ra", DESIGN, x)
-        numpyro.sample(
-            "y", dist.Normal(location, 0.5).to_event(1), obs=jnp.ones((R, 3))
-        )
+        see_three_numbers(jnp.einsum("ab,rb->ra", DESIGN, x))
 
 
 @falls_into(R)
@@ -187,7 +187,7 @@ def steps_through_time_within_a_row():
     with rows():
         x = numpyro.sample("x", PRIOR)
         _, path = jax.lax.scan(step, x, None, length=3)
-        numpyro.sample("y", dist.Normal(path.T, 0.5).to_event(1), obs=jnp.ones((R, 3)))
+        see_three_numbers(path.T)
 
 
 @falls_into(R)
@@ -427,15 +427,15 @@ def a_plate_of_one():
         numpyro.sample("y", dist.Normal(x[..., 0], 0.5), obs=Y[:1])
 
 
-def bound_by_row(model, args=(), kwargs=None):
+def problem_by_row(model, args=(), kwargs=None):
     problem = Problem(model)
     problem.setup(jr.key(0), args, kwargs or {}, by_row=True)
-    return problem, problem.bind(args, kwargs or {}, problem.frame())
+    return problem
 
 
-def assert_independent(problem, bound):
+def assert_independent(problem, args=(), kwargs=None):
     """Each row's values and gradients are its own; all of them together the joint's."""
-    rows = problem.rows
+    rows, bound = problem.rows, problem.bind(args, kwargs or {}, problem.frame())
     x = jr.normal(jr.key(3), rows.shape)
     t = jnp.asarray(0.3)
     likelihood, base = bound.by_row.log_likelihood, bound.by_row.base
@@ -468,28 +468,28 @@ def assert_independent(problem, bound):
 @pytest.mark.parametrize("name", TABLE)
 def test_rows_are_found_where_they_are_independent(name):
     model, num = TABLE[name]
-    problem, bound = bound_by_row(model)
+    problem = problem_by_row(model)
     assert problem.rows.num == num
     if num > 1:
-        assert_independent(problem, bound)
+        assert_independent(problem)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_model_of_the_large_table_falls_apart_wrongly(name):
     row = MODELS[name]
-    problem, bound = bound_by_row(row.model, row.args, row.kwargs)
+    problem = problem_by_row(row.model, row.args, row.kwargs)
     if problem.rows.num > 1:
-        assert_independent(problem, bound)
+        assert_independent(problem, row.args, row.kwargs)
 
 
 def test_a_wrong_plate_would_be_noticed():
     """Negative control of the check: rows of a model that couples them."""
-    problem, _ = bound_by_row(one_coordinate)
+    problem = problem_by_row(one_coordinate)
     other = Problem(a_mean_taken_away)
     other.setup(jr.key(0), (), {})
     other.rows = problem.rows
     with pytest.raises(AssertionError):
-        assert_independent(other, other.bind((), {}, other.frame()))
+        assert_independent(other)
 
 
 MIXING = {
